@@ -1,0 +1,55 @@
+"""An embeddable, event-driven, durable flow engine.
+
+Register events, steps and associations with an `Eventor` and call it; its steps run in processes
+of their own, and every transition is kept in one store, from which a crashed run is recovered.
+"""
+
+from eventor.errors import (
+    ConfigError,
+    DefinitionError,
+    EventorError,
+    RecoveryError,
+    StoreError,
+    TriggerError,
+    UsageError,
+)
+from eventor.eventor import Eventor
+from eventor.expr import and_, or_
+from eventor.flow import Event, Step
+from eventor.types import (
+    Cause,
+    CauseKind,
+    RaisedEvent,
+    RunMode,
+    Sequence,
+    StepReplay,
+    StepTriggers,
+    Task,
+    TaskStatus,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cause",
+    "CauseKind",
+    "ConfigError",
+    "DefinitionError",
+    "Event",
+    "Eventor",
+    "EventorError",
+    "RaisedEvent",
+    "RecoveryError",
+    "RunMode",
+    "Sequence",
+    "Step",
+    "StepReplay",
+    "StepTriggers",
+    "StoreError",
+    "Task",
+    "TaskStatus",
+    "TriggerError",
+    "UsageError",
+    "and_",
+    "or_",
+]

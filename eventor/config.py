@@ -1,0 +1,168 @@
+"""The arguments and config keys of Eventor and of a step: their defaults, and what they may be."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from eventor.errors import ConfigError
+
+_E = TypeVar("_E")
+
+
+def default_construct() -> Callable[..., Any]:
+    """Return the Process of the fork context where there is one, else of spawn.
+
+    Fork is asked for by name: it runs closures, lambdas and scripts without a main guard,
+    and it is no longer the default of multiprocessing on Python 3.14.
+    """
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    return multiprocessing.get_context(method).Process  # type: ignore[attr-defined, no-any-return]
+
+
+def _directory(value: object) -> str:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError("the path of a directory (str or os.PathLike)")
+    return os.fsdecode(value)
+
+
+def _construct(value: object) -> Callable[..., Any]:
+    if not isinstance(value, type) or not all(hasattr(value, name) for name in ("start", "join")):
+        raise ValueError(
+            "a class like multiprocessing.Process or threading.Thread (the class, not an instance)"
+        )
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("a whole number; below 1 means no limit")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("True or False")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise ValueError("a finite number of seconds, not below 0")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The config of an Eventor (interface: *Eventor Class Initiator*, config).
+
+    Attributes:
+        workdir: kept for the interface, not in use.
+        logdir: directory of the debug and error log files.
+        task_construct: class by which steps are executed.
+        max_concurrent: how many steps may be in flight; below 1 there is no limit.
+        stop_on_exception: whether an unhandled failure keeps further steps from starting.
+        sleep_between_loops: seconds, the longest wait between two passes of the loop.
+    """
+
+    workdir: str = "/tmp"  # noqa: S108 (the interface's default)
+    logdir: str = "/tmp"  # noqa: S108 (the interface's default)
+    task_construct: Callable[..., Any] = field(default_factory=default_construct)
+    max_concurrent: int = 1
+    stop_on_exception: bool = True
+    sleep_between_loops: float = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepConfig:
+    """The config of a step (interface: `add_step`, config); None is the Eventor's value."""
+
+    stop_on_exception: bool | None = None
+
+
+_READERS: dict[str, Callable[[object], Any]] = {
+    "workdir": _directory,
+    "logdir": _directory,
+    "task_construct": _construct,
+    "max_concurrent": _count,
+    "stop_on_exception": _flag,
+    "sleep_between_loops": _seconds,
+}
+
+
+def read_config(given: Mapping[str, Any]) -> Config:
+    """Return the Eventor config that a program gave.
+
+    Raises:
+        ConfigError: an unknown key or an unusable value, named.
+    """
+    return Config(**_read(given, "Eventor's config", [known.name for known in fields(Config)]))
+
+
+def read_step_config(given: Mapping[str, Any], step: str) -> StepConfig:
+    """Return the config that a program gave to the step of that name.
+
+    Raises:
+        ConfigError: an unknown key or an unusable value, named.
+    """
+    known = [key.name for key in fields(StepConfig)]
+    return StepConfig(**_read(given, f"the config of step {step!r}", known))
+
+
+def read_level(given: object) -> int:
+    """Return a logging level, given as a number or by its name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(given, int) and not isinstance(given, bool):
+        return int(given)
+    level = logging.getLevelNamesMapping().get(given) if isinstance(given, str) else None
+    if level is None:
+        raise ConfigError(f"logging_level is {given!r}; expected a level such as logging.INFO")
+    return level
+
+
+def read_word(kind: type[_E], given: object, what: str) -> _E:
+    """Return the member of the enum `kind` that was given as itself or as its value.
+
+    Raises:
+        ConfigError: there is no such member; `what` names the argument.
+    """
+    try:
+        return kind(given)  # type: ignore[call-arg]
+    except ValueError:
+        known = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)  # type: ignore[attr-defined]
+        raise ConfigError(f"{what} is {given!r}; expected one of {known}") from None
+
+
+def unknown(given: object, known: list[str]) -> str:
+    """Say what was probably meant by a word that is none of `known`."""
+    import difflib  # noqa: PLC0415 (its import is slow, and only a mistake needs it)
+
+    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _read(given: Mapping[str, Any], owner: str, known: list[str]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{owner} is {given!r}; expected a mapping of keys to values")
+    values = {}
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"{owner} has no key {key!r}; {unknown(key, known)}")
+        try:
+            values[key] = _READERS[key](value)
+        except ValueError as error:
+            raise ConfigError(f"{key} in {owner} is {value!r}; expected {error}") from None
+    return values

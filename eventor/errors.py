@@ -1,0 +1,32 @@
+"""What can go wrong: every error that eventor raises of its own is an `EventorError`."""
+
+
+class EventorError(Exception):
+    """The root of all errors raised by eventor.
+
+    The message names what was given, what was expected, and what to do.
+    """
+
+
+class ConfigError(EventorError):
+    """An argument or a config key of Eventor or of a step is unknown, or its value unusable."""
+
+
+class DefinitionError(EventorError):
+    """An event, expression, step or association cannot be defined as it was given."""
+
+
+class TriggerError(EventorError):
+    """An event cannot be triggered, or looked up, as it was asked for."""
+
+
+class StoreError(EventorError):
+    """The store cannot be opened, read or written, or what it holds cannot be used."""
+
+
+class RecoveryError(EventorError):
+    """There is no such run or recovery to recover from."""
+
+
+class UsageError(EventorError):
+    """An Eventor is used where it cannot work: closed, already running, or in another process."""

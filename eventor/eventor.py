@@ -1,0 +1,448 @@
+"""The facade: the interface that a program uses. It checks who may call, and delegates."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import weakref
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eventor.config import read_config, read_level, read_word, unknown
+from eventor.errors import ConfigError, DefinitionError, RecoveryError, StoreError, UsageError
+from eventor.flow import Event, Flow, Step, read_sequence
+from eventor.launch import most_at_once
+from eventor.logs import Journal, file_name
+from eventor.loop import Inbox, Loop
+from eventor.plan import Plan, Trigger
+from eventor.store import Store, locate
+from eventor.types import (
+    Cause,
+    CauseKind,
+    RaisedEvent,
+    RunMode,
+    Sequence,
+    StepReplay,
+    StepTriggers,
+    Task,
+    TaskStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import FrameType, TracebackType
+    from typing import Self
+
+    from eventor.expr import ExprLike
+    from eventor.store import Ledger
+
+
+class Eventor:
+    """A flow of events and steps, and one run of it (interface: *Eventor Interface*).
+
+    Args:
+        name: names the run in its store; a recovery takes up the latest run of that name.
+        store: where the run is kept: the path of a SQLite file, ':memory:', or an SQLAlchemy URL
+            of a SQLite file. By default the path of the calling script, with .db in place of .py.
+        run_mode: `RunMode.restart` begins a new run, `RunMode.recover` a new recovery of the
+            latest run.
+        recovery_run: in `RunMode.recover`, the recovery to start from; by default the latest.
+        logging_level: what is below it goes to the debug log file alone.
+        config: see `eventor.config.Config` for the keys and their defaults.
+
+    Raises:
+        ConfigError: an argument or a config key is unknown or unusable.
+        StoreError: the store cannot be used; it is left as it was.
+        RecoveryError: there is no such run or recovery.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        store: str | os.PathLike[str] = "",
+        run_mode: RunMode = RunMode.restart,
+        recovery_run: int | None = None,
+        logging_level: int = logging.INFO,
+        config: Mapping[str, Any] = {},
+    ) -> None:
+        caller = sys._getframe(1)  # noqa: SLF001 (the store is named after the calling script)
+        _refuse_reimport(caller)
+        if not isinstance(name, str) or not (name.isprintable()):
+            raise ConfigError(f"the name is {name!r}; expected a str of printable characters")
+        self._config = read_config(config)
+        level = read_level(logging_level)
+        mode = read_word(RunMode, run_mode, "run_mode")
+        base = _read_recovery_run(recovery_run, mode)
+        file = caller.f_globals.get("__file__")
+        script = None if file is None else Path(file)
+        location = locate(_default_store(script, name) if store == "" else store)
+        stem = name or (_stem(script) if script else "eventor")
+
+        self._flow = Flow()
+        self._inbox = Inbox()
+        self._used: set[int] = set()
+        self._next = 1
+        self._resumed = False
+        self._broken: str | None = None
+        self._running = threading.Lock()
+        self._pid = os.getpid()
+        self._store = Store(location, must_exist=mode is RunMode.recover)
+        now = datetime.now(UTC)
+        try:
+            self._ledger = (
+                self._store.begin_run(name, now)
+                if mode is RunMode.restart
+                else self._store.begin_recovery(name, base, now)
+            )
+            limit = self._config.max_concurrent
+            self._plan = Plan(
+                self._flow,
+                self._ledger.left(),
+                limit if limit >= 1 else most_at_once(),
+                stop_on_exception=self._config.stop_on_exception,
+            )
+        except BaseException:
+            self._store.close()
+            raise
+        self._journal = Journal(level, self._config.logdir, stem)
+        self._release = weakref.finalize(
+            self, _release, self._pid, self._ledger, self._store, self._journal
+        )
+        self._journal.say(logging.INFO, f"Eventor store file: {location}", "__init__")
+
+    def __repr__(self) -> str:
+        return f"<Eventor run {self.run_id}.{self.recovery} in {self._store.location}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def run_id(self) -> int:
+        """The number of this run in its store."""
+        return self._ledger.run_id
+
+    @property
+    def recovery(self) -> int:
+        """The number of this recovery in its run; 0 is the initial run."""
+        return self._ledger.recovery
+
+    def add_event(self, name: str, expr: ExprLike | None = None) -> Event:
+        """Define an event (interface: `add_event`).
+
+        Args:
+            name: unique among the events of this Eventor.
+            expr: what raises it by itself: an event, a tuple or list of expressions (all of
+                them), `or_(...)` (any of them), `and_(...)`, or `&` and `|` between them.
+
+        Returns:
+            The event, for expressions, associations and the triggers of steps.
+
+        Raises:
+            DefinitionError: the name is taken or unusable, or the expression is.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        return self._flow.add_event(name, expr)
+
+    def add_step(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = {},
+        triggers: Mapping[StepTriggers, Event | Iterable[Event]] = {},
+        recovery: Mapping[TaskStatus | StepTriggers | str, StepReplay] = {},
+        config: Mapping[str, Any] = {},
+    ) -> Step:
+        """Define a step (interface: `add_step`).
+
+        Args:
+            name: unique among the steps of this Eventor.
+            func: any callable; a coroutine that it returns is run to its end.
+            args: the values with which it is called.
+            kwargs: the keyword arguments with which it is called.
+            triggers: for a transition of its tasks, the event or events to raise.
+            recovery: for the status in which an earlier recovery left a task, whether to rerun
+                or to skip it. `complete` stands for success and failure.
+            config: see `eventor.config.StepConfig` for the keys.
+
+        Returns:
+            The step, for associations.
+
+        Raises:
+            DefinitionError: the name is taken or unusable, or something else that was given.
+            ConfigError: a config key is unknown or its value unusable.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        return self._flow.add_step(name, func, args, kwargs, triggers, recovery, config)
+
+    def add_assoc(self, event: Event, *assocs: Event | Step) -> None:
+        """Let an event lead to events and steps (interface: `add_assoc`).
+
+        Raises:
+            DefinitionError: one of them is no event or step of this Eventor, or there is none.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._flow.add_assoc(event, *assocs)
+
+    def trigger_event(self, event: Event, sequence: Sequence | None = None) -> Sequence:
+        """Raise an event (interface: `trigger_event`); once per sequence, again is a no-op.
+
+        What follows from it happens in `ev()`. It is recorded when `ev()` begins, or before, when
+        this Eventor is read or closed.
+
+        Args:
+            event: the event.
+            sequence: an int or a str, and `1` is not `"1"`; all that derives from the event
+                carries it. None is the next positive integer that was not used here yet.
+
+        Returns:
+            The sequence.
+
+        Raises:
+            DefinitionError: it is no event of this Eventor.
+            TriggerError: the sequence is neither an int nor a str.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._check_whole()
+        self._flow.own_event(event, "the event to trigger")
+        chosen = self._next_sequence() if sequence is None else read_sequence(sequence)
+        if isinstance(chosen, int):
+            self._used.add(chosen)
+        self._inbox.put(Trigger(event.name, chosen, Cause(CauseKind.call)))
+        return chosen
+
+    def __call__(self) -> bool:
+        """Run what is triggered until there is nothing to do (interface: `ev()`).
+
+        In a recovery, what the recovered run was triggered with is raised again first, unless
+        the program has done so already. Called again, it goes on in the same run.
+
+        Returns:
+            Whether every failure in this recovery was handled by its step's own triggers.
+
+        Raises:
+            StoreError: something could not be recorded; nothing was launched after that.
+            UsageError: this Eventor is closed, already running, or was made by another process.
+        """
+        self._check_usable()
+        self._check_whole()
+        if not self._running.acquire(blocking=False):
+            raise UsageError("ev() is running already; it cannot be called again before it ends")
+        try:
+            return self._run()
+        finally:
+            self._running.release()
+
+    def tasks(
+        self,
+        step: Step | str | None = None,
+        sequence: Sequence | None = None,
+        status: TaskStatus | None = None,
+    ) -> list[Task]:
+        """Return the tasks of this recovery, in the order in which they became ready.
+
+        Args:
+            step: only those of this step, given as itself or by its name.
+            sequence: only those of this sequence.
+            status: only those that stand there.
+
+        Raises:
+            DefinitionError: there is no such step.
+            TriggerError: the sequence is neither an int nor a str.
+            ConfigError: there is no such status.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._record_triggers()
+        return self._ledger.tasks(
+            None if step is None else self._step_name(step),
+            None if sequence is None else read_sequence(sequence),
+            None if status is None else read_word(TaskStatus, status, "status"),
+        )
+
+    def events(
+        self, event: Event | str | None = None, sequence: Sequence | None = None
+    ) -> list[RaisedEvent]:
+        """Return the events that this recovery has raised, in that order.
+
+        Args:
+            event: only this event, given as itself or by its name.
+            sequence: only those of this sequence.
+
+        Raises:
+            DefinitionError: there is no such event.
+            TriggerError: the sequence is neither an int nor a str.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._record_triggers()
+        return self._ledger.events(
+            None if event is None else self._event_name(event),
+            None if sequence is None else read_sequence(sequence),
+        )
+
+    def close(self) -> None:
+        """Record what is still waiting, and release the store; closing twice is a no-op.
+
+        Raises:
+            StoreError: what was waiting could not be recorded; the store is released.
+            UsageError: `ev()` is running, or this Eventor was made by another process.
+        """
+        if not self._release.alive:
+            return
+        self._check_usable()
+        if not self._running.acquire(blocking=False):
+            raise UsageError("ev() is running; it cannot be closed before it ends")
+        self._running.release()
+        try:
+            self._record_triggers()
+        finally:
+            self._release()
+
+    def _run(self) -> bool:
+        try:
+            self._ledger.define(self._flow.definition())
+            if not self._resumed:
+                self._raise_again()
+            self._plan.resume()
+            Loop(
+                self._flow,
+                self._plan,
+                self._ledger,
+                self._journal,
+                self._inbox,
+                self._config.task_construct,
+                self._config.sleep_between_loops,
+            ).run()
+        except BaseException as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            raise
+        if self._plan.stopping:
+            message = f"Stopped by a failure: {self._plan.waiting} tasks stay ready for a recovery"
+            self._journal.say(logging.WARNING, message, "loop_session_start")
+        self._journal.say(logging.INFO, "Processing finished", "loop_session_start")
+        return self._plan.all_handled
+
+    def _raise_again(self) -> None:
+        for trigger in self._ledger.triggers():
+            if trigger.event in self._flow.events:
+                self._inbox.put(trigger)
+            else:
+                message = (
+                    f"Event {trigger.event} was triggered before in sequence {trigger.sequence}, "
+                    "and is no longer defined"
+                )
+                self._journal.say(logging.WARNING, message, "loop_session_start")
+        self._resumed = True
+
+    def _record_triggers(self) -> None:
+        """Record what is waiting in the inbox; while `ev()` runs, it does so itself."""
+        if self._broken is not None or not self._running.acquire(blocking=False):
+            return
+        try:
+            changes = self._plan.note(self._inbox.take())
+            if changes:
+                self._ledger.record(changes, datetime.now(UTC))
+        except BaseException as error:
+            self._broken = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self._running.release()
+
+    def _next_sequence(self) -> int:
+        while self._next in self._used:
+            self._next += 1
+        return self._next
+
+    def _step_name(self, step: Step | str) -> str:
+        if not isinstance(step, str):
+            return self._flow.own_step(step, "the step to look up").name
+        return _known(step, "step", self._flow.steps)
+
+    def _event_name(self, event: Event | str) -> str:
+        if not isinstance(event, str):
+            return self._flow.own_event(event, "the event to look up").name
+        return _known(event, "event", self._flow.events)
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"{self!r} belongs to process {self._pid} and cannot be used in another "
+                f"(here {os.getpid()}), for example inside a step"
+            )
+        if not self._release.alive:
+            raise UsageError(f"{self!r} is closed")
+
+    def _check_whole(self) -> None:
+        if self._broken is not None:
+            raise UsageError(
+                f"{self!r} was cut short ({self._broken}) and cannot go on; "
+                "close it and recover the run with RunMode.recover"
+            )
+
+
+def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:
+    """Let go of what an Eventor holds; a forked process has nothing of it."""
+    if os.getpid() != pid:
+        return
+    with contextlib.suppress(StoreError):
+        ledger.release()
+    store.close()
+    journal.close()
+
+
+def _refuse_reimport(caller: FrameType) -> None:
+    """Refuse to begin a run in a spawned step, which imports the program's script anew."""
+    if caller.f_globals.get("__name__") == "__mp_main__" and caller.f_code.co_name == "<module>":
+        raise UsageError(
+            "this script is imported by the process of a spawned step; put what makes and runs "
+            "the Eventor under `if __name__ == '__main__':`"
+        )
+
+
+def _read_recovery_run(given: object, mode: RunMode) -> int | None:
+    if given is None:
+        return None
+    if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+        raise RecoveryError(
+            f"recovery_run is {given!r}; expected the number of a recovery, from 0 on"
+        )
+    if mode is not RunMode.recover:
+        raise RecoveryError(f"recovery_run is {given!r}, which needs run_mode=RunMode.recover")
+    return int(given)
+
+
+def _default_store(script: Path | None, name: str) -> Path:
+    """Return the path of the calling script with .db in place of .py."""
+    if script is not None:
+        return script.with_name(f"{_stem(script)}.db")
+    return Path(f"{file_name(name) or 'eventor'}.db")
+
+
+def _stem(script: Path) -> str:
+    return re.sub(r"\.py[wc]?$", "", script.name)
+
+
+def _known(name: str, kind: str, known: Mapping[str, object]) -> str:
+    if name not in known:
+        raise DefinitionError(f"there is no {kind} {name!r}; {unknown(name, list(known))}")
+    return name

@@ -1,0 +1,302 @@
+"""What a program defines: events, steps and associations, checked, and indexed for the plan."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eventor.config import StepConfig, read_step_config, unknown
+from eventor.errors import DefinitionError, TriggerError
+from eventor.expr import Atom, Expr, ExprLike, atoms, expression, postfix
+from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
+
+DEFAULT_RECOVERY: Mapping[TaskStatus, StepReplay] = {
+    TaskStatus.ready: StepReplay.rerun,
+    TaskStatus.active: StepReplay.rerun,
+    TaskStatus.failure: StepReplay.rerun,
+    TaskStatus.success: StepReplay.skip,
+}
+"""What a recovery does by default (interface: `add_step`, *recovery*)."""
+
+ENDS = (TaskStatus.success, TaskStatus.failure)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Event(Atom):
+    """An event, as `Eventor.add_event` returns it.
+
+    Attributes:
+        name: unique among the events of its Eventor.
+        expr: the expression that raises it by itself, or None.
+    """
+
+    expr: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """A step, as `Eventor.add_step` returns it.
+
+    Attributes:
+        name: unique among the steps of its Eventor.
+        func: what it calls, with `args` and `kwargs`.
+        triggers: the events that each transition of its tasks raises.
+        recovery: what a recovery does with a task, by the status in which it was left.
+        config: its overrides of the Eventor's config.
+    """
+
+    name: str
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    triggers: Mapping[StepTriggers, tuple[Event, ...]]
+    recovery: Mapping[TaskStatus, StepReplay]
+    config: StepConfig
+
+    def __repr__(self) -> str:
+        return f"Step({self.name!r})"
+
+    @property
+    def handles_failure(self) -> bool:
+        """Whether the flow goes on from its failure, by the step's own triggers."""
+        return StepTriggers.at_failure in self.triggers or StepTriggers.at_complete in self.triggers
+
+
+class Flow:
+    """The definitions of one Eventor.
+
+    Attributes:
+        events: all events by name.
+        steps: all steps by name.
+        associated: for an event's name, what it leads to by association, once each and in order
+            (the keys; the values mean nothing).
+        expressed: for an event's name, the events whose expressions name it.
+    """
+
+    def __init__(self) -> None:
+        self.events: dict[str, Event] = {}
+        self.steps: dict[str, Step] = {}
+        self.associated: dict[str, dict[Event | Step, None]] = {}
+        self.expressed: dict[str, list[Event]] = {}
+
+    def add_event(self, name: str, expr: ExprLike | None = None) -> Event:
+        """Define an event; see `Eventor.add_event`."""
+        name = self._new_name("event", name, self.events)
+        tree = None if expr is None else self._own_expression(expr, name)
+        event = self.events[name] = Event(name, tree)
+        for atom in () if tree is None else atoms(tree):
+            self.expressed.setdefault(atom.name, []).append(event)
+        return event
+
+    def add_step(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        triggers: Mapping[Any, Event | Iterable[Event]],
+        recovery: Mapping[Any, StepReplay],
+        config: Mapping[str, Any],
+    ) -> Step:
+        """Define a step; see `Eventor.add_step`."""
+        name = self._new_name("step", name, self.steps)
+        if not callable(func):
+            raise DefinitionError(f"func of step {name!r} is {func!r}; expected a callable")
+        if not isinstance(args, tuple | list):
+            raise DefinitionError(
+                f"args of step {name!r} is {args!r}; expected a tuple, of one value `(value,)`"
+            )
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            raise DefinitionError(
+                f"kwargs of step {name!r} is {kwargs!r}; expected a mapping with str keys"
+            )
+        step = self.steps[name] = Step(
+            name,
+            func,
+            tuple(args),
+            dict(kwargs),
+            self._triggers(triggers, name),
+            _recovery(recovery, name),
+            read_step_config(config, name),
+        )
+        return step
+
+    def add_assoc(self, event: Event, *assocs: Event | Step) -> None:
+        """Associate; see `Eventor.add_assoc`."""
+        self.own_event(event, "the event of an association")
+        if not assocs:
+            raise DefinitionError(
+                f"the association of event {event.name!r} is with nothing; "
+                "expected at least one event or step after it"
+            )
+        for target in assocs:
+            if isinstance(target, Step):
+                self.own_step(target, f"an association of event {event.name!r}")
+            else:
+                self.own_event(target, f"an association of event {event.name!r}")
+        self.associated.setdefault(event.name, {}).update(dict.fromkeys(assocs))
+
+    def own_event(self, value: object, what: str) -> Event:
+        """Return `value` if it is an event of this flow.
+
+        Raises:
+            DefinitionError: it is not; `what` says where it was given.
+        """
+        if not isinstance(value, Event):
+            raise DefinitionError(f"{what} is {value!r}; expected an event as add_event returns it")
+        if self.events.get(value.name) is not value:
+            raise DefinitionError(f"{what} is {value!r} of another Eventor")
+        return value
+
+    def own_step(self, value: object, what: str) -> Step:
+        """Return `value` if it is a step of this flow.
+
+        Raises:
+            DefinitionError: it is not; `what` says where it was given.
+        """
+        if not isinstance(value, Step):
+            raise DefinitionError(f"{what} is {value!r}; expected a step as add_step returns it")
+        if self.steps.get(value.name) is not value:
+            raise DefinitionError(f"{what} is {value!r} of another Eventor")
+        return value
+
+    def definition(self) -> dict[str, Any]:
+        """Return the whole flow as plain data, for the store: names and words, no objects."""
+        return {
+            "events": [
+                {"name": event.name, "expr": None if event.expr is None else postfix(event.expr)}
+                for event in self.events.values()
+            ],
+            "steps": [
+                {
+                    "name": step.name,
+                    "func": qualified_name(step.func),
+                    "triggers": {
+                        status.value: [event.name for event in raised]
+                        for status, raised in step.triggers.items()
+                    },
+                    "recovery": {
+                        status.value: replay.value for status, replay in step.recovery.items()
+                    },
+                    "config": {"stop_on_exception": step.config.stop_on_exception},
+                }
+                for step in self.steps.values()
+            ],
+            "assocs": [
+                {
+                    "event": event,
+                    "events": [target.name for target in targets if isinstance(target, Event)],
+                    "steps": [target.name for target in targets if isinstance(target, Step)],
+                }
+                for event, targets in self.associated.items()
+            ],
+        }
+
+    def _own_expression(self, expr: ExprLike, event: str) -> Expr:
+        tree = expression(expr)
+        for atom in atoms(tree):
+            self.own_event(atom, f"part of the expression of event {event!r}")
+        return tree
+
+    def _triggers(
+        self, given: Mapping[Any, Event | Iterable[Event]], step: str
+    ) -> dict[StepTriggers, tuple[Event, ...]]:
+        if not isinstance(given, Mapping):
+            raise DefinitionError(
+                f"triggers of step {step!r} is {given!r}; "
+                "expected a mapping of StepTriggers to events"
+            )
+        triggers = {}
+        for key, value in given.items():
+            known = [trigger.value for trigger in StepTriggers]
+            if key not in known:
+                raise DefinitionError(
+                    f"triggers of step {step!r} has no status {key!r}; {unknown(key, known)}"
+                )
+            events = value if isinstance(value, Iterable) else (value,)
+            what = f"{StepTriggers(key)} in triggers of step {step!r}"
+            own = tuple(self.own_event(event, what) for event in events)
+            if own:
+                triggers[StepTriggers(key)] = own
+        return triggers
+
+    @staticmethod
+    def _new_name(kind: str, name: str, taken: Mapping[str, object]) -> str:
+        if not isinstance(name, str):
+            raise DefinitionError(f"the name of the {kind} is {name!r}; expected a str")
+        if not name.strip() or not name.isprintable():
+            raise DefinitionError(
+                f"the name of the {kind} is {name!r}; expected printable characters, at least one"
+            )
+        if name in taken:
+            raise DefinitionError(f"there is a {kind} {name!r} already; its name must be unique")
+        return str.__str__(name)
+
+
+_INT_BITS = 63
+
+
+def read_sequence(given: object) -> Sequence:
+    """Return a sequence that a program gave, as a plain int or str.
+
+    Raises:
+        TriggerError: it is neither an int nor a str, or one that no store can keep.
+    """
+    if isinstance(given, int) and not isinstance(given, bool) and given.bit_length() <= _INT_BITS:
+        return int(given)
+    if isinstance(given, str) and _storable(given):
+        return str.__str__(given)
+    raise TriggerError(
+        f"the sequence is {given!r} ({type(given).__name__}); "
+        "expected an int that fits in 64 bits, or a str without NUL and lone surrogates"
+    )
+
+
+def _storable(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+def qualified_name(func: Callable[..., Any]) -> str:
+    """Return where the code of a callable stands: module and qualified name."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    named = func if hasattr(func, "__qualname__") else type(func)
+    return f"{named.__module__ or 'builtins'}.{named.__qualname__}"
+
+
+_POLICY_KEYS: Mapping[str, tuple[TaskStatus, ...]] = {
+    "complete": ENDS,
+    StepTriggers.at_complete: ENDS,
+    **{status.value: (status,) for status in TaskStatus},
+    **{f"at_{status.value}": (status,) for status in TaskStatus},
+}
+
+
+def _recovery(given: Mapping[Any, StepReplay], step: str) -> dict[TaskStatus, StepReplay]:
+    """Return the whole policy of a step; a key for one status outweighs *complete*."""
+    if not isinstance(given, Mapping):
+        raise DefinitionError(
+            f"recovery of step {step!r} is {given!r}; "
+            "expected a mapping of TaskStatus to StepReplay"
+        )
+    replays = [replay.value for replay in StepReplay]
+    for key, replay in given.items():
+        if key not in _POLICY_KEYS:
+            known = [status.value for status in TaskStatus]
+            raise DefinitionError(
+                f"recovery of step {step!r} has no status {key!r}; {unknown(key, known)}"
+            )
+        if replay not in replays:
+            raise DefinitionError(
+                f"{key} in recovery of step {step!r} is {replay!r}; "
+                "expected StepReplay.rerun or StepReplay.skip"
+            )
+    policy = dict(DEFAULT_RECOVERY)
+    for key, replay in sorted(given.items(), key=lambda item: -len(_POLICY_KEYS[item[0]])):
+        policy.update(dict.fromkeys(_POLICY_KEYS[key], StepReplay(replay)))
+    return policy

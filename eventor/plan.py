@@ -1,0 +1,276 @@
+"""The rules of eventor, pure: what follows from what has come in.
+
+`Plan` holds the state of one recovery in memory and knows neither SQL nor processes.
+`Plan.advance` takes what has come in and returns the changes that follow, to a fixpoint; the loop
+writes them down, and then acts on them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eventor.expr import evaluate, text
+from eventor.flow import Event
+from eventor.types import (
+    Cause,
+    CauseKind,
+    Outcome,
+    Sequence,
+    StepReplay,
+    StepTriggers,
+    TaskStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from eventor.flow import Flow, Step
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKey:
+    """Which task: a step, by name, in a sequence."""
+
+    step: str
+    sequence: Sequence
+
+    def __str__(self) -> str:
+        return f"{self.step}[{self.sequence}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A request from outside the rules to raise an event."""
+
+    event: str
+    sequence: Sequence
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How earlier recoveries left a task: its newest status, and where its result stands."""
+
+    status: TaskStatus
+    result: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventRaised:
+    """Change: an event was raised."""
+
+    event: str
+    sequence: Sequence
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReady:
+    """Change: a task was created, and waits for its turn."""
+
+    task: TaskKey
+    cause: Cause
+    replay: StepReplay | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSkipped:
+    """Change: a task was created and counts as a success; its earlier result stands."""
+
+    task: TaskKey
+    cause: Cause
+    result: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskActive:
+    """Change: a task is to be launched."""
+
+    task: TaskKey
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLaunched:
+    """Change: a task got its process."""
+
+    task: TaskKey
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    """Change, and what has come in: a task ended."""
+
+    task: TaskKey
+    outcome: Outcome
+
+
+Change = EventRaised | TaskReady | TaskSkipped | TaskActive | TaskLaunched | TaskEnded
+
+_SKIPPED_THROUGH = (
+    StepTriggers.at_ready,
+    StepTriggers.at_active,
+    StepTriggers.at_success,
+    StepTriggers.at_complete,
+)
+
+
+class Plan:
+    """The state of one recovery of a run, and the rules by which it advances.
+
+    Args:
+        flow: the definitions; they may grow between two calls of `advance`.
+        previous: how each task was left that earlier recoveries of this run recorded.
+        max_concurrent: how many tasks may be active at once.
+        stop_on_exception: what holds for a step that does not say it itself.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        previous: Mapping[TaskKey, Left],
+        max_concurrent: int,
+        *,
+        stop_on_exception: bool,
+    ) -> None:
+        self._flow = flow
+        self._previous = previous
+        self._max_concurrent = max_concurrent
+        self._stop_on_exception = stop_on_exception
+        self._raised: dict[Sequence, set[str]] = {}
+        self._created: dict[Sequence, set[str]] = {}
+        self._ready: deque[TaskKey] = deque()
+        self._active: set[TaskKey] = set()
+        self._agenda: deque[EventRaised] = deque()
+        self._noted: deque[EventRaised] = deque()
+        self._changes: list[Change] = []
+        self._stopping = False
+        self.all_handled = True
+        """Whether every failure so far was handled by its step's triggers."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing may start."""
+        return not self._active and (self._stopping or not self._ready)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks are ready and have not started."""
+        return len(self._ready)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an unhandled failure keeps tasks from starting."""
+        return self._stopping
+
+    def resume(self) -> None:
+        """Let ready tasks start again after a failure has stopped them."""
+        self._stopping = False
+
+    def note(self, triggers: Iterable[Trigger]) -> list[Change]:
+        """Return the changes of raising events; what follows from them waits for `advance`.
+
+        So a trigger can be recorded before the flow is fully defined.
+        """
+        for trigger in triggers:
+            change = EventRaised(trigger.event, trigger.sequence, trigger.cause)
+            if self._raise(change):
+                self._noted.append(change)
+        return self._take_changes()
+
+    def advance(self, arrivals: Iterable[Trigger | TaskEnded]) -> list[Change]:
+        """Return all changes that follow from what has come in, in the order of their reasons."""
+        while self._noted:
+            self._follow(self._noted.popleft())
+            self._settle()
+        for arrival in arrivals:
+            if isinstance(arrival, Trigger):
+                self._agenda.append(EventRaised(arrival.event, arrival.sequence, arrival.cause))
+            else:
+                self._end(arrival)
+            self._settle()
+        while self._ready and not self._stopping and len(self._active) < self._max_concurrent:
+            self._start(self._ready.popleft())
+            self._settle()
+        return self._take_changes()
+
+    def _take_changes(self) -> list[Change]:
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _settle(self) -> None:
+        while self._agenda:
+            change = self._agenda.popleft()
+            if self._raise(change):
+                self._follow(change)
+
+    def _raise(self, change: EventRaised) -> bool:
+        """Raise an event, and tell whether it was not raised in its sequence before."""
+        raised = self._raised.setdefault(change.sequence, set())
+        if change.event in raised:
+            return False
+        raised.add(change.event)
+        self._changes.append(change)
+        return True
+
+    def _follow(self, change: EventRaised) -> None:
+        """Do what a raised event leads to, by association and by expressions that name it."""
+        raised = self._raised[change.sequence]
+        by_association = Cause(CauseKind.association, change.event)
+        for target in self._flow.associated.get(change.event, ()):
+            if isinstance(target, Event):
+                self._agenda.append(EventRaised(target.name, change.sequence, by_association))
+            else:
+                self._create(target, change.sequence, by_association)
+        for event in self._flow.expressed.get(change.event, ()):
+            if event.expr is not None and event.name not in raised and evaluate(event.expr, raised):
+                cause = Cause(CauseKind.expression, change.event, text(event.expr))
+                self._agenda.append(EventRaised(event.name, change.sequence, cause))
+
+    def _create(self, step: Step, sequence: Sequence, cause: Cause) -> None:
+        created = self._created.setdefault(sequence, set())
+        if step.name in created:
+            return
+        created.add(step.name)
+        task = TaskKey(step.name, sequence)
+        left = self._previous.get(task)
+        replay = None if left is None else step.recovery[left.status]
+        if left is not None and replay is StepReplay.skip:
+            self._changes.append(TaskSkipped(task, cause, left.result))
+            self._transition(step, sequence, *_SKIPPED_THROUGH)
+        else:
+            self._changes.append(TaskReady(task, cause, replay))
+            self._ready.append(task)
+            self._transition(step, sequence, StepTriggers.at_ready)
+
+    def _start(self, task: TaskKey) -> None:
+        self._active.add(task)
+        self._changes.append(TaskActive(task))
+        self._transition(self._flow.steps[task.step], task.sequence, StepTriggers.at_active)
+
+    def _end(self, change: TaskEnded) -> None:
+        self._active.remove(change.task)
+        self._changes.append(change)
+        step = self._flow.steps[change.task.step]
+        if change.outcome.status is TaskStatus.success:
+            end = StepTriggers.at_success
+        else:
+            end = StepTriggers.at_failure
+            self._fail(step)
+        self._transition(step, change.task.sequence, end, StepTriggers.at_complete)
+
+    def _fail(self, step: Step) -> None:
+        if step.handles_failure:
+            return
+        self.all_handled = False
+        own = step.config.stop_on_exception
+        if self._stop_on_exception if own is None else own:
+            self._stopping = True
+
+    def _transition(self, step: Step, sequence: Sequence, *transitions: StepTriggers) -> None:
+        for transition in transitions:
+            for event in step.triggers.get(transition, ()):
+                cause = Cause(CauseKind.status, step.name, transition.value)
+                self._agenda.append(EventRaised(event.name, sequence, cause))

@@ -1,0 +1,135 @@
+"""The tables of the store. They are meant to be read by people and by other tools.
+
+Statuses, causes and sequence types are words; times are in UTC; names stand where a reader would
+look for them. A task and an event are found by run, recovery, name, and the typed sequence.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+VERSION = 1
+"""The version of this schema, recorded in the store."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime, kept without its zone and in UTC."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Return what the database keeps."""
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Return what a program sees."""
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+metadata = MetaData()
+
+schema = Table(
+    "eventor_schema",
+    metadata,
+    Column("version", Integer, primary_key=True),
+)
+
+run = Table(
+    "eventor_run",
+    metadata,
+    Column("run_id", Integer, primary_key=True),
+    Column("name", Text, nullable=False, index=True),
+    Column("began_at", UtcDateTime, nullable=False),
+    sqlite_autoincrement=True,  # the number of a run that was pruned is not given again
+)
+
+recovery = Table(
+    "eventor_recovery",
+    metadata,
+    Column("run_id", ForeignKey(run.c.run_id), primary_key=True),
+    Column("recovery", Integer, primary_key=True, autoincrement=False),
+    Column("based_on", Integer),
+    Column("began_at", UtcDateTime, nullable=False),
+    Column("definition", Text),
+    Column("owner_host", Text),
+    Column("owner_pid", Integer),
+    Column("owner_began", Text),
+    Column("lease_seconds", Float),
+    Column("heartbeat_at", UtcDateTime),
+)
+
+result = Table(
+    "eventor_result",
+    metadata,
+    Column("result_id", Integer, primary_key=True),
+    Column("encoding", Text, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+
+def _cause() -> tuple[Column[str], Column[str], Column[str]]:
+    return (
+        Column("cause_kind", Text, nullable=False),
+        Column("cause_source", Text),
+        Column("cause_detail", Text),
+    )
+
+
+event = Table(
+    "eventor_event",
+    metadata,
+    Column("event_id", Integer, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("recovery", Integer, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("sequence", Text, nullable=False),
+    Column("sequence_type", Text, nullable=False),
+    Column("raised_at", UtcDateTime, nullable=False),
+    *_cause(),
+    UniqueConstraint("run_id", "recovery", "event", "sequence", "sequence_type"),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
+)
+
+task = Table(
+    "eventor_task",
+    metadata,
+    Column("task_id", Integer, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("recovery", Integer, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("sequence", Text, nullable=False),
+    Column("sequence_type", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("replay", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("pid", Integer),
+    Column("ready_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("result_id", ForeignKey(result.c.result_id)),
+    Column("error", Text),
+    Column("traceback", Text),
+    *_cause(),
+    UniqueConstraint("run_id", "recovery", "step", "sequence", "sequence_type"),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
+)

@@ -1,0 +1,141 @@
+"""Stores in SQLite: which files may be one, and the settings under which they are used.
+
+A file that is not a store of eventor is told from one without writing a byte to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, create_engine, event
+from sqlalchemy.pool import StaticPool
+
+from eventor import schema
+from eventor.errors import RecoveryError, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection, Engine
+
+BUSY_SECONDS = 10.0
+"""How long a statement waits for the lock that another program holds on the store."""
+
+WRITING = "eventor_writing"
+"""The execution option of a connection whose transactions write."""
+
+_MAGIC = b"SQLite format 3\0"
+
+
+def check_file(path: Path, *, must_exist: bool) -> None:
+    """Make sure that `path` is a store of eventor, or that one can be made there.
+
+    Raises:
+        StoreError: neither holds; the message says why, and nothing has been changed.
+        RecoveryError: `must_exist`, and there is no file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if must_exist:
+            raise RecoveryError(
+                f"there is nothing to recover: the store {path} does not exist"
+            ) from None
+        _check_place(path)
+        return
+    except (OSError, ValueError) as error:
+        raise StoreError(f"the store {path} cannot be looked at: {error}") from error
+    if stat.S_ISDIR(mode):
+        raise StoreError(f"the store {path} is a directory; expected a file")
+    if not stat.S_ISREG(mode):
+        raise StoreError(f"the store {path} is no regular file; expected a SQLite file")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise StoreError(f"the store {path} cannot be both read and written by this user")
+    _check_place(path)
+    with path.open("rb") as file:
+        head = file.read(len(_MAGIC))
+    if head == _MAGIC:
+        _check_tables(path)
+    elif head:
+        raise StoreError(f"the store {path} is a file, but not a SQLite database")
+
+
+def open_engine(path: Path | None) -> Engine:
+    """Return an engine of one connection to the SQLite file, or to a store in memory for None.
+
+    Write-ahead logging lets other programs read while this one writes; with `synchronous` FULL a
+    commit is on the disk when it returns (sqlite.org/pragma.html#pragma_synchronous).
+    """
+    engine = create_engine(
+        URL.create("sqlite", database=":memory:" if path is None else str(path)),
+        connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+        poolclass=StaticPool,
+    )
+
+    @event.listens_for(engine, "connect")
+    def settle(connection: sqlite3.Connection, _record: Any) -> None:
+        # Transactions are begun below, not by the driver, which would begin them too late.
+        connection.isolation_level = None
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes its lock at once: one that reads first and writes later can be refused
+        # by SQLite without waiting (sqlite.org/lang_transaction.html).
+        writing = connection.get_execution_options().get(WRITING, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def enter_wal(path: Path) -> None:
+    """Switch a file to write-ahead logging, which its header then keeps."""
+    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _check_place(path: Path) -> None:
+    """SQLite writes beside the store, so its directory has to be writable too."""
+    place = path.parent
+    if not place.is_dir():
+        raise StoreError(f"the store {path} cannot be made: {place} is not a directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise StoreError(f"the store {path} cannot be used: directory {place} is not writable")
+
+
+def _check_tables(path: Path) -> None:
+    """Refuse a database of somebody else, and a store of a newer schema.
+
+    Without a log beside it, the file is opened as immutable: else SQLite would leave
+    files beside a database that is in write-ahead mode.
+    """
+    logged = path.with_name(path.name + "-wal").exists()
+    uri = f"file:{quote(str(path))}?{'mode=ro' if logged else 'immutable=1'}"
+    try:
+        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            versions = (
+                connection.execute("SELECT version FROM eventor_schema").fetchall()
+                if schema.schema.name in tables
+                else []
+            )
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"the store {path} cannot be read as a SQLite database: {error}"
+        ) from error
+    if tables and not versions:
+        raise StoreError(
+            f"the store {path} is a SQLite database of something else; it is left as it is"
+        )
+    for (version,) in versions:
+        if version != schema.VERSION:
+            raise StoreError(
+                f"the store {path} has schema version {version!r}, and this eventor knows "
+                f"version {schema.VERSION}; it is left as it is"
+            )

@@ -1,0 +1,524 @@
+"""The store: every transaction of eventor, and nothing of its rules.
+
+A `Store` opens a place; its `begin_run` or `begin_recovery` gives a `Ledger`, in which one
+recovery of one run is written down and read back.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import socket
+import sqlite3
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, func, insert, inspect, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from eventor import schema, sqlite
+from eventor.errors import RecoveryError, StoreError
+from eventor.plan import (
+    EventRaised,
+    Left,
+    TaskActive,
+    TaskEnded,
+    TaskKey,
+    TaskLaunched,
+    TaskReady,
+    TaskSkipped,
+    Trigger,
+)
+from eventor.types import (
+    Cause,
+    CauseKind,
+    RaisedEvent,
+    Sequence,
+    StepReplay,
+    StoredResult,
+    Task,
+    TaskStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection, Table, Update
+
+    from eventor.plan import Change
+
+MEMORY = ":memory:"
+
+_FROM_OUTSIDE = (CauseKind.call, CauseKind.step, CauseKind.process, CauseKind.recovery)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a store lives: the path of a SQLite file, or memory only for None."""
+
+    path: Path | None
+
+    def __str__(self) -> str:
+        return MEMORY if self.path is None else str(self.path)
+
+
+def locate(store: str | os.PathLike[str]) -> Location:
+    """Return where the store that a program named lives.
+
+    Args:
+        store: ':memory:', the path of a SQLite file, or an SQLAlchemy URL of one.
+
+    Raises:
+        StoreError: it is none of these.
+    """
+    if not isinstance(store, str | os.PathLike):
+        raise StoreError(f"the store is {store!r}; expected a path, a URL or ':memory:'")
+    place = os.fsdecode(store)
+    if isinstance(store, str) and "://" in place:
+        return _locate_url(place)
+    if place == MEMORY:
+        return Location(None)
+    if not place or "\0" in place:
+        raise StoreError(f"the store is {place!r}; expected a path, a URL or ':memory:'")
+    return Location(Path(place).absolute())
+
+
+def _locate_url(place: str) -> Location:
+    try:
+        url = make_url(place)
+    except (ArgumentError, ValueError) as error:
+        raise StoreError(f"the store is no URL that SQLAlchemy can read: {error}") from error
+    if url.drivername not in ("sqlite", "sqlite+pysqlite") or url.query or url.host:
+        raise StoreError(
+            f"the store {url.render_as_string()} is of a kind that eventor cannot use; "
+            "expected sqlite:///relative/path.db or sqlite:////absolute/path.db"
+        )
+    return locate(url.database or MEMORY)
+
+
+class Store:
+    """An open store.
+
+    Args:
+        location: where it lives.
+        must_exist: whether it is an error that there is none yet.
+
+    Raises:
+        StoreError: it cannot be used; what is there is left as it was.
+        RecoveryError: `must_exist`, and there is none.
+    """
+
+    def __init__(self, location: Location, *, must_exist: bool = False) -> None:
+        self.location = location
+        path = location.path
+        if path is not None:
+            sqlite.check_file(path, must_exist=must_exist)
+        elif must_exist:
+            raise RecoveryError("there is nothing to recover: a store in memory keeps no runs")
+        new = path is not None and not path.exists()
+        self._engine = sqlite.open_engine(path)
+        # One connection serves all threads of the program, one transaction after the other.
+        self._lock = threading.RLock()
+        try:
+            with self._translated("open"):
+                if path is not None:
+                    sqlite.enter_wal(path)
+            with self.writing("create its tables") as connection:
+                if not inspect(connection).has_table(schema.schema.name):
+                    schema.metadata.create_all(connection)
+                    connection.execute(insert(schema.schema), {"version": schema.VERSION})
+        except BaseException:
+            self.close()
+            if path is not None and new:
+                _remove(path)
+            raise
+
+    def close(self) -> None:
+        """Close the connection; what was committed stays."""
+        with self._lock:
+            self._engine.dispose()
+
+    def begin_run(self, name: str, now: datetime) -> Ledger:
+        """Begin a new run of that name."""
+        with self.writing("begin a run") as connection:
+            row = {"name": name, "began_at": now}
+            run_id = _insert(connection, schema.run, row)
+            _insert_recovery(connection, run_id, 0, None, now)
+        return Ledger(self, run_id, 0, ())
+
+    def begin_recovery(self, name: str, based_on: int | None, now: datetime) -> Ledger:
+        """Begin a new recovery of the latest run of that name.
+
+        Args:
+            name: the run's name.
+            based_on: the recovery from which it starts; None is the latest.
+            now: the time, in UTC.
+
+        Raises:
+            RecoveryError: there is no such run or recovery.
+        """
+        latest_run = select(func.max(schema.run.c.run_id)).where(schema.run.c.name == name)
+        with self.writing("begin a recovery") as connection:
+            run_id = connection.scalar(latest_run)
+            if run_id is None:
+                raise RecoveryError(
+                    f"there is nothing to recover: the store {self.location} has no run "
+                    f"named {name!r}; {_say_names(connection)}"
+                )
+            rows = connection.execute(
+                select(schema.recovery.c.recovery, schema.recovery.c.based_on).where(
+                    schema.recovery.c.run_id == run_id
+                )
+            )
+            parents = {row.recovery: row.based_on for row in rows}
+            latest = max(parents)
+            base = latest if based_on is None else based_on
+            if base not in parents:
+                raise RecoveryError(
+                    f"run {run_id} has no recovery {base} to recover from; "
+                    f"it has {', '.join(map(str, sorted(parents)))}"
+                )
+            lineage = tuple(_lineage(parents, base))
+            _insert_recovery(connection, run_id, latest + 1, base, now)
+        return Ledger(self, run_id, latest + 1, lineage)
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[Connection]:
+        """Give a connection in a transaction that is committed at the end, or undone."""
+        with self._lock, self._translated(what), self._engine.connect() as connection:
+            connection.execution_options(**{sqlite.WRITING: True})
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[Connection]:
+        """Give a connection in a transaction that sees one state of the store."""
+        with self._lock, self._translated(what), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(f"the store {self.location} cannot {what}: {cause}") from error
+
+
+class Ledger:
+    """One recovery of one run in a store.
+
+    Attributes:
+        run_id: the run's number in the store.
+        recovery: the recovery's number in the run; 0 is the initial run.
+    """
+
+    def __init__(self, store: Store, run_id: int, recovery: int, lineage: tuple[int, ...]) -> None:
+        self.run_id = run_id
+        self.recovery = recovery
+        self._store = store
+        self._lineage = lineage
+        self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
+        self._definition: str | None = None
+
+    def left(self) -> dict[TaskKey, Left]:
+        """Return how the recoveries on which this one is based left their tasks, newest first."""
+        columns = schema.task.c
+        query = (
+            select(
+                columns.step,
+                columns.sequence,
+                columns.sequence_type,
+                columns.status,
+                columns.result_id,
+            )
+            .where(columns.run_id == self.run_id, columns.recovery.in_(self._lineage))
+            .order_by(columns.recovery)
+        )
+        with self._store.reading("read what was run before") as connection:
+            return {
+                _task_key(row): Left(TaskStatus(row.status), row.result_id)
+                for row in connection.execute(query)
+            }
+
+    def triggers(self) -> list[Trigger]:
+        """Return what the recoveries on which this one is based were triggered with."""
+        columns = schema.event.c
+        query = (
+            select(columns.event, columns.sequence, columns.sequence_type, columns.recovery)
+            .where(
+                columns.run_id == self.run_id,
+                columns.recovery.in_(self._lineage),
+                columns.cause_kind.in_([kind.value for kind in _FROM_OUTSIDE]),
+            )
+            .order_by(columns.event_id)
+        )
+        with self._store.reading("read what was triggered before") as connection:
+            return [
+                Trigger(
+                    row.event,
+                    _sequence(row),
+                    Cause(CauseKind.recovery, detail=str(row.recovery)),
+                )
+                for row in connection.execute(query)
+            ]
+
+    def define(self, definition: Mapping[str, Any]) -> None:
+        """Record the flow's definition, if it is not what was recorded last."""
+        written = json.dumps(definition, ensure_ascii=False)
+        if written == self._definition:
+            return
+        with self._store.writing("record the definition") as connection:
+            connection.execute(
+                update(schema.recovery).where(*self._mine(schema.recovery)),
+                {"definition": written},
+            )
+        self._definition = written
+
+    def record(self, changes: Iterable[Change], now: datetime) -> None:
+        """Write all changes of one pass, in one transaction."""
+        batch = _Batch(self._here, now)
+        with self._store.writing("record what happened") as connection:
+            for change in changes:
+                result = None
+                if isinstance(change, TaskEnded) and change.outcome.stored is not None:
+                    stored = change.outcome.stored
+                    row = {"encoding": stored.encoding, "data": stored.data}
+                    result = _insert(connection, schema.result, row)
+                batch.add(change, result)
+            batch.write(connection)
+
+    def tasks(
+        self,
+        step: str | None = None,
+        sequence: Sequence | None = None,
+        status: TaskStatus | None = None,
+    ) -> list[Task]:
+        """Return the tasks of this recovery in the order in which they became ready."""
+        columns = schema.task.c
+        query = (
+            select(schema.task, schema.result.c.encoding, schema.result.c.data)
+            .outerjoin(schema.result, columns.result_id == schema.result.c.result_id)
+            .where(*self._mine(schema.task), *_of_sequence(schema.task, sequence))
+            .order_by(columns.task_id)
+        )
+        if step is not None:
+            query = query.where(columns.step == step)
+        if status is not None:
+            query = query.where(columns.status == status.value)
+        with self._store.reading("read its tasks") as connection:
+            return [_task(row) for row in connection.execute(query)]
+
+    def events(
+        self, event: str | None = None, sequence: Sequence | None = None
+    ) -> list[RaisedEvent]:
+        """Return the events that this recovery has raised, in that order."""
+        columns = schema.event.c
+        query = (
+            select(schema.event)
+            .where(*self._mine(schema.event), *_of_sequence(schema.event, sequence))
+            .order_by(columns.event_id)
+        )
+        if event is not None:
+            query = query.where(columns.event == event)
+        with self._store.reading("read its events") as connection:
+            return [
+                RaisedEvent(row.event, _sequence(row), row.recovery, row.raised_at, _cause(row))
+                for row in connection.execute(query)
+            ]
+
+    def release(self) -> None:
+        """Record that this recovery has no owner any more."""
+        with self._store.writing("release the run") as connection:
+            connection.execute(
+                update(schema.recovery).where(*self._mine(schema.recovery)),
+                {"owner_host": None, "owner_pid": None, "heartbeat_at": None},
+            )
+
+    def _mine(self, table: Table) -> tuple[ColumnElement[bool], ...]:
+        return (table.c.run_id == self.run_id, table.c.recovery == self.recovery)
+
+
+class _Batch:
+    """The rows of one pass, gathered so that each kind is one statement."""
+
+    def __init__(self, here: dict[str, Any], now: datetime) -> None:
+        self._here = here
+        self._now = now
+        self._events: list[dict[str, Any]] = []
+        self._created: dict[TaskKey, dict[str, Any]] = {}
+        self._started: list[dict[str, Any]] = []
+        self._launched: list[dict[str, Any]] = []
+        self._ended: list[dict[str, Any]] = []
+
+    def add(self, change: Change, result: int | None) -> None:
+        """Take up a change; `result` is where the result of an ended task stands."""
+        if isinstance(change, EventRaised):
+            row = {"event": change.event, "raised_at": self._now}
+            self._events.append(
+                self._here | row | _typed(change.sequence) | _cause_columns(change.cause)
+            )
+        elif isinstance(change, TaskReady):
+            replay = None if change.replay is None else change.replay.value
+            self._create(change.task, change.cause, TaskStatus.ready, replay)
+        elif isinstance(change, TaskSkipped):
+            self._create(change.task, change.cause, TaskStatus.success, StepReplay.skip.value)
+            self._created[change.task] |= {"ended_at": self._now, "result_id": change.result}
+        elif isinstance(change, TaskActive):
+            values = {"status": TaskStatus.active.value, "started_at": self._now, "attempt": 1}
+            if change.task in self._created:
+                self._created[change.task] |= values
+            else:
+                self._started.append(self._which(change.task) | _new(values))
+        elif isinstance(change, TaskLaunched):
+            self._launched.append(self._which(change.task) | _new({"pid": change.pid}))
+        else:
+            values = {
+                "status": change.outcome.status.value,
+                "ended_at": self._now,
+                "result_id": result,
+                "error": change.outcome.error,
+                "traceback": change.outcome.traceback,
+            }
+            self._ended.append(self._which(change.task) | _new(values))
+
+    def write(self, connection: Connection) -> None:
+        """Write what was taken up."""
+        if self._events:
+            connection.execute(insert(schema.event), self._events)
+        if self._created:
+            connection.execute(insert(schema.task), list(self._created.values()))
+        for rows in (self._started, self._launched, self._ended):
+            if rows:
+                connection.execute(_update_task(tuple(rows[0])), rows)
+
+    def _create(self, task: TaskKey, cause: Cause, status: TaskStatus, replay: str | None) -> None:
+        self._created[task] = (
+            self._here
+            | {"step": task.step, "status": status.value, "replay": replay}
+            | {"attempt": 0, "ready_at": self._now}
+            | {"started_at": None, "ended_at": None, "result_id": None}
+            | _typed(task.sequence)
+            | _cause_columns(cause)
+        )
+
+    def _which(self, task: TaskKey) -> dict[str, Any]:
+        return {
+            f"of_{name}": value
+            for name, value in (self._here | {"step": task.step} | _typed(task.sequence)).items()
+        }
+
+
+_Row = Any  # SQLAlchemy 2.0 and 2.1 type their rows in different ways
+
+_WHICH = ("run_id", "recovery", "step", "sequence", "sequence_type")
+
+
+def _new(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+@functools.cache
+def _update_task(parameters: tuple[str, ...]) -> Update:
+    columns = schema.task.c
+    named = [name.removeprefix("new_") for name in parameters if name.startswith("new_")]
+    return (
+        update(schema.task)
+        .where(*(columns[name] == bindparam(f"of_{name}") for name in _WHICH))
+        .values({name: bindparam(f"new_{name}") for name in named})
+    )
+
+
+def _insert_recovery(
+    connection: Connection, run_id: int, recovery: int, based_on: int | None, now: datetime
+) -> None:
+    row = {
+        "run_id": run_id,
+        "recovery": recovery,
+        "based_on": based_on,
+        "began_at": now,
+        "owner_host": socket.gethostname(),
+        "owner_pid": os.getpid(),
+        "heartbeat_at": now,
+    }
+    connection.execute(insert(schema.recovery), row)
+
+
+def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:
+    """Insert a row into a table that numbers its rows, and return its number."""
+    number: int = connection.execute(insert(table), row).inserted_primary_key[0]  # type: ignore[index, unused-ignore]
+    return number
+
+
+def _lineage(parents: Mapping[int, int | None], base: int) -> Iterator[int]:
+    recovery: int | None = base
+    while recovery is not None:
+        yield recovery
+        recovery = parents[recovery]
+
+
+def _say_names(connection: Connection) -> str:
+    names = connection.scalars(select(schema.run.c.name).distinct().limit(5)).all()
+    return f"it has runs named {', '.join(map(repr, names))}" if names else "it has no runs at all"
+
+
+def _typed(sequence: Sequence) -> dict[str, str]:
+    return {"sequence": str(sequence), "sequence_type": type(sequence).__name__}
+
+
+def _sequence(row: _Row) -> Sequence:
+    written: str = row.sequence
+    return int(written) if row.sequence_type == "int" else written
+
+
+def _of_sequence(table: Table, sequence: Sequence | None) -> list[ColumnElement[bool]]:
+    if sequence is None:
+        return []
+    return [table.c[name] == value for name, value in _typed(sequence).items()]
+
+
+def _task_key(row: _Row) -> TaskKey:
+    return TaskKey(row.step, _sequence(row))
+
+
+def _cause(row: _Row) -> Cause:
+    return Cause(CauseKind(row.cause_kind), row.cause_source, row.cause_detail)
+
+
+def _cause_columns(cause: Cause) -> dict[str, str | None]:
+    return {
+        "cause_kind": cause.kind.value,
+        "cause_source": cause.source,
+        "cause_detail": cause.detail,
+    }
+
+
+def _task(row: _Row) -> Task:
+    return Task(
+        step=row.step,
+        sequence=_sequence(row),
+        recovery=row.recovery,
+        status=TaskStatus(row.status),
+        replay=None if row.replay is None else StepReplay(row.replay),
+        attempt=row.attempt,
+        pid=row.pid,
+        ready_at=row.ready_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        error=row.error,
+        traceback=row.traceback,
+        cause=_cause(row),
+        stored=None if row.data is None else StoredResult(row.encoding, row.data),
+    )
+
+
+def _remove(path: Path) -> None:
+    """Take away a file that could not be made a store, and what SQLite put beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

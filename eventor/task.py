@@ -1,0 +1,327 @@
+"""The worker's side: what happens in the process, or thread, of one step.
+
+    owner                                    worker
+    -----                                    ------
+    launch  -- Call: func, args, kwargs -->  main -> run
+    Inlet   <-- frames: log records, -----   Channel
+                then the Outcome
+
+All of this module runs in the worker, `Inlet` excepted; it knows nothing of events or of the store.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import pickle
+import reprlib
+import struct
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any
+
+from eventor.errors import EventorError
+from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from multiprocessing.connection import Connection
+
+_HEADER = struct.Struct("!Q")
+_CHUNK = 1 << 20
+_SHOWN = 200
+_SMALL_PICKLE = 10_000
+
+Message = Outcome | dict[str, Any]
+"""What a worker sends: the attributes of a log record, and at last the outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a worker is to do.
+
+    Attributes:
+        step: the step's name.
+        sequence: the sequence in which it runs.
+        func: what to call, with `args` and `kwargs`.
+    """
+
+    step: str
+    sequence: Sequence
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle for a spawned worker, so that a problem on either side is told in full.
+
+        Raises:
+            EventorError: something cannot be pickled; the message names it.
+        """
+        parts = {"func": self.func, "args": self.args, "kwargs": self.kwargs}
+        data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
+        return _rebuild, (self.step, self.sequence, data)
+
+
+def _sendable(part: object, name: str, step: str) -> bytes:
+    try:
+        return bytes(ForkingPickler.dumps(part))
+    except Exception as error:
+        raise EventorError(
+            f"{name} of step {step!r}, {reprlib.repr(part)}, cannot be sent to its process: {error}"
+        ) from error
+
+
+def _rebuild(step: str, sequence: Sequence, data: Mapping[str, bytes]) -> Call:
+    parts = {}
+    for name, part in data.items():
+        try:
+            parts[name] = pickle.loads(part)
+        except Exception as error:
+            message = f"{name} of step {step!r} cannot be rebuilt in its process: {describe(error)}"
+            return Call(step, sequence, functools.partial(_refuse, message), (), {})
+    return Call(step, sequence, parts["func"], parts["args"], parts["kwargs"])
+
+
+def _refuse(message: str) -> None:
+    raise EventorError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevels:
+    """The levels of the owner's loggers, for a worker that does not inherit them."""
+
+    levels: Mapping[str, int]
+    disabled: int
+
+    @classmethod
+    def of_this_process(cls) -> LogLevels:
+        """Return the levels that were set here."""
+        loggers = {"": logging.root, **_loggers()}
+        levels = {name: logger.level for name, logger in loggers.items() if logger.level}
+        return cls(levels, logging.root.manager.disable)
+
+    def set(self) -> None:
+        """Set them here."""
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)
+        logging.disable(self.disabled)
+
+
+class Channel:
+    """The worker's end of its pipe; several threads may send."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process may send; one that the step forked would break into a frame."""
+        return os.getpid() == self._pid and not self._connection.closed
+
+    def send(self, message: Message) -> None:
+        """Send one message.
+
+        Raises:
+            OSError: the owner is gone, or the step has closed the pipe.
+        """
+        data = pickle.dumps(message)
+        with self._lock:
+            for part in (_HEADER.pack(len(data)), data):
+                self._write(memoryview(part))
+
+    def close(self) -> None:
+        """Close; the owner reads an end of file."""
+        with self._lock:
+            self._connection.close()
+
+    def _write(self, rest: memoryview) -> None:
+        while rest:
+            rest = rest[os.write(self._connection.fileno(), rest) :]
+
+
+class Inlet:
+    """The owner's end of a worker's pipe; it never waits for the rest of a message."""
+
+    def __init__(self, connection: Connection) -> None:
+        os.set_blocking(connection.fileno(), False)
+        self._connection = connection
+        self._buffer = bytearray()
+        self.ended = False
+        """Whether the worker has closed its end."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._connection.fileno()
+
+    def read(self) -> list[Message]:
+        """Return the messages that have come in, in full."""
+        while not self.ended:
+            try:
+                data = os.read(self._connection.fileno(), _CHUNK)
+            except BlockingIOError:
+                break
+            self._buffer += data
+            self.ended = not data
+        return list(iter(self._message, None))
+
+    def close(self) -> None:
+        """Close this end."""
+        self._connection.close()
+
+    def _message(self) -> Message | None:
+        head = self._buffer[: _HEADER.size]
+        if len(head) < _HEADER.size:
+            return None
+        end = _HEADER.size + _HEADER.unpack(head)[0]
+        if len(self._buffer) < end:
+            return None
+        message: Message = pickle.loads(memoryview(self._buffer)[_HEADER.size : end].tobytes())
+        del self._buffer[:end]
+        return message
+
+
+def main(call: Call, connection: Connection, owner: int, levels: LogLevels) -> None:
+    """Do what a worker has to do; the target of its process or thread.
+
+    Args:
+        call: the step's call.
+        connection: the writing end of the worker's pipe.
+        owner: the pid of the owner; a thread finds itself in it.
+        levels: the levels of the owner's loggers.
+    """
+    channel = Channel(connection)
+    if os.getpid() == owner:
+        try:
+            channel.send(run(call))
+        finally:
+            channel.close()
+        return
+    levels.set()
+    forward_logging(channel)
+    # The pipe stays open: what is logged while the process ends still has a way.
+    channel.send(run(call))
+
+
+def run(call: Call) -> Outcome:
+    """Call the step's function and return how it ended; nothing that it does raises here."""
+    try:
+        value = call.func(*call.args, **call.kwargs)
+        if inspect.iscoroutine(value):
+            import asyncio  # noqa: PLC0415 (slow to import, and most steps do without)
+
+            value = asyncio.run(value)
+    except SystemExit as stop:
+        return _exited(stop.code)
+    except BaseException as error:
+        return failure(describe(error), _traceback(error))
+    return _succeeded(value)
+
+
+def describe(error: BaseException) -> str:
+    """Return the type and message of an exception."""
+    try:
+        message = str(error)
+    except Exception as broken:
+        message = f"<its message cannot be had: {type(broken).__name__}>"
+    return f"{type(error).__qualname__}: {message}" if message else type(error).__qualname__
+
+
+def forward_logging(channel: Channel) -> None:
+    """Send the records of every logger of this process to the owner, instead of handling them."""
+    forward = _Forward(channel)
+    for logger in (logging.root, *_loggers().values()):
+        stops_here = logger is logging.root or not logger.propagate
+        logger.handlers = [forward] if stops_here else []
+
+
+class _Forward(logging.Handler):
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+        self._own = logging.StreamHandler(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._channel.mine:
+            self._own.handle(record)
+            return
+        try:
+            self._channel.send(_attributes(record))
+        except Exception:
+            self.handleError(record)
+
+
+def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what the owner needs to build an equal record, as plain data."""
+    told = dict(vars(record), msg=record.getMessage(), args=None)
+    if record.exc_info and not record.exc_text:
+        told["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    told["exc_info"] = None
+    return {name: _plain(value) for name, value in told.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return `value`, with the repr in place of what only the worker may be able to unpickle."""
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    if type(value) in (list, tuple):
+        return [_plain(item) for item in value]
+    if type(value) is dict:
+        return {str(key): _plain(item) for key, item in value.items()}
+    return _repr(value)
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    known = dict(logging.root.manager.loggerDict)
+    return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
+
+
+def _exited(code: object) -> Outcome:
+    if code is None or (isinstance(code, int) and code == 0):
+        return _succeeded(None)
+    told = f"exit code {code:d}" if isinstance(code, int) else f"exit code 1: {code}"
+    return failure(f"SystemExit: {told}")
+
+
+def _succeeded(value: Any) -> Outcome:
+    if value is None:
+        return Outcome(TaskStatus.success, "None")
+    try:
+        data = pickle.dumps(value)
+    except BaseException as error:
+        told = storable(_repr(value))
+        return Outcome(
+            TaskStatus.success,
+            _cut(told),
+            StoredResult("repr", told.encode()),
+            warning=f"its result cannot be pickled, its repr is kept: {describe(error)}",
+        )
+    told = _repr(value) if len(data) <= _SMALL_PICKLE else reprlib.repr(value)
+    return Outcome(TaskStatus.success, _cut(storable(told)), StoredResult("pickle", data))
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<{type(value).__qualname__} whose repr failed: {describe(error)}>"
+
+
+def _cut(told: str) -> str:
+    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}..."
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback as Python prints it, from the step's own function on."""
+    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    except Exception as broken:
+        return f"<the traceback cannot be had: {describe(broken)}>"

@@ -1,0 +1,240 @@
+"""The words of the interface, and the records that a program reads back.
+
+The values of the enums are the words that stand in the store.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from eventor.errors import StoreError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+Sequence = int | str
+"""What ties together all that derives from one trigger; `1` and `"1"` are two sequences."""
+
+
+class RunMode(StrEnum):
+    """How an Eventor begins (interface: *Eventor Class Initiator*)."""
+
+    restart = "restart"
+    """Begin a new run; earlier runs in the store stay as they are."""
+    recover = "recover"
+    """Begin a new recovery of the latest run of that name in the store."""
+
+
+class TaskStatus(StrEnum):
+    """The status of a task: ready -> active -> success or failure."""
+
+    ready = "ready"
+    """Triggered, and waiting for its turn."""
+    active = "active"
+    """Recorded as running."""
+    success = "success"
+    """Ended well, or skipped by a recovery."""
+    failure = "failure"
+    """Ended by an exception, a nonzero exit code or a signal, or could not be started."""
+
+
+class StepReplay(StrEnum):
+    """What a recovery does with a task that an earlier recovery left in some status."""
+
+    rerun = "rerun"
+    """Run it."""
+    skip = "skip"
+    """Count it as a success without running it; its earlier result stands."""
+
+
+class StepTriggers(StrEnum):
+    """The transitions of a task that can raise events (interface: `add_step`, *triggers*)."""
+
+    at_ready = "at_ready"
+    """The task is ready to run."""
+    at_active = "at_active"
+    """The task is running."""
+    at_success = "at_success"
+    """The task ended well."""
+    at_failure = "at_failure"
+    """The task failed."""
+    at_complete = "at_complete"
+    """The task ended, well or not."""
+
+
+class CauseKind(StrEnum):
+    """The kinds of reasons for which an event is raised or a task created."""
+
+    call = "call"
+    """`Eventor.trigger_event` was called by the program."""
+    step = "step"
+    """A running step triggered the event."""
+    process = "process"
+    """Another process triggered the event."""
+    association = "association"
+    """An event leads to it by `Eventor.add_assoc`."""
+    expression = "expression"
+    """The event's expression came to hold."""
+    status = "status"
+    """A step's `triggers` name the event."""
+    recovery = "recovery"
+    """A recovery raised again a trigger that an earlier recovery had from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an event was raised, or why a task was created.
+
+    Attributes:
+        kind: the kind of reason.
+        source: the name of the event (association; expression: the one that completed it)
+            or of the step (status, step) that is the reason; None where there is none.
+        detail: the expression, the transition (`at_success`), or for a recovery the number
+            of the recovery that had the trigger; None where there is none.
+    """
+
+    kind: CauseKind
+    source: str | None = None
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        known = (part for part in (self.source, self.detail) if part is not None)
+        return " ".join((self.kind.value, *known))
+
+
+@dataclass(frozen=True, slots=True)
+class RaisedEvent:
+    """One raised event, as `Eventor.events` returns it.
+
+    Attributes:
+        event: the event's name.
+        sequence: the sequence under which it was raised.
+        recovery: the recovery that raised it.
+        raised_at: when, in UTC.
+        cause: why.
+    """
+
+    event: str
+    sequence: Sequence
+    recovery: int
+    raised_at: datetime
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    """A step's return value as the store keeps it.
+
+    Attributes:
+        encoding: `pickle`, or `repr` for a value that cannot be pickled.
+        data: the pickle, or the repr in UTF-8.
+    """
+
+    encoding: str
+    data: bytes
+
+    def load(self) -> Any:
+        """Return the value; the repr (a str) of one that could not be pickled.
+
+        Whatever unpickling raises goes through to the caller.
+        """
+        if self.encoding == "repr":
+            return self.data.decode()
+        return pickle.loads(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended, as its worker or its launcher reports it.
+
+    Attributes:
+        status: success or failure.
+        shown: the result or the error in a form short enough for a log line.
+        stored: the return value of a success.
+        error: for a failure the exception's type and message, the exit code, or the signal.
+        traceback: the exception's traceback, if it was one.
+        warning: what else the user should know, or None.
+    """
+
+    status: TaskStatus
+    shown: str
+    stored: StoredResult | None = None
+    error: str | None = None
+    traceback: str | None = None
+    warning: str | None = None
+
+
+def failure(error: str, traceback: str | None = None) -> Outcome:
+    """Return the outcome of a task that failed by `error`."""
+    error = storable(error)
+    return Outcome(
+        TaskStatus.failure,
+        error,
+        error=error,
+        traceback=None if traceback is None else storable(traceback),
+    )
+
+
+def storable(text: str) -> str:
+    """Return `text` with what no database keeps in a text (NUL, lone surrogates) written out."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One step in one sequence, as `Eventor.tasks` returns it.
+
+    Attributes:
+        step: the step's name.
+        sequence: the sequence in which it runs.
+        recovery: the recovery to which this record belongs.
+        status: where it stands.
+        replay: None for a task that this run had never begun before; else what the step's
+            recovery policy decided.
+        attempt: how many times this recovery has started it.
+        pid: the process in which it runs or ran; None before it is known, and for a skipped one.
+        ready_at: when it became ready, in UTC.
+        started_at: when it was recorded as active, in UTC.
+        ended_at: when its end came in, in UTC.
+        error: for a failure the exception's type and message, the exit code, or the signal.
+        traceback: the exception's traceback, if it was one.
+        cause: why the task was created.
+    """
+
+    step: str
+    sequence: Sequence
+    recovery: int
+    status: TaskStatus
+    replay: StepReplay | None
+    attempt: int
+    pid: int | None
+    ready_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: str | None
+    traceback: str | None
+    cause: Cause
+    stored: StoredResult | None = field(repr=False)
+    """The return value as it was kept; `result` is the value itself."""
+
+    @property
+    def result(self) -> Any:
+        """What the step returned; None before it has, the repr of what could not be pickled.
+
+        It is unpickled at each access, and not before.
+
+        Raises:
+            StoreError: the value cannot be unpickled here, for example because its class is gone.
+        """
+        if self.stored is None:
+            return None
+        try:
+            return self.stored.load()
+        except Exception as error:
+            raise StoreError(
+                f"the result of {self.step}[{self.sequence}] cannot be unpickled here: "
+                f"{type(error).__name__}: {error}; `stored.data` holds its pickle"
+            ) from error
