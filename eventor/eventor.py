@@ -336,7 +336,7 @@ class Eventor:
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
-        if self._plan.stopping:
+        if self._plan.stopping and self._plan.waiting:
             message = f"Stopped by a failure: {self._plan.waiting} tasks stay ready for a recovery"
             self._journal.say(logging.WARNING, message, "loop_session_start")
         self._journal.say(logging.INFO, "Processing finished", "loop_session_start")

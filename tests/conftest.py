@@ -1,0 +1,64 @@
+"""Fixtures of all tests: Eventors over real files, and scripts in processes of their own."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+import eventor
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Make Eventors whose files are in the test's directory, and close them at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def build(store=None, *, config=None, **arguments):
+            settings = {"logdir": tmp_path / "logs", **(config or {})}
+            place = tmp_path / "flow.db" if store is None else store
+            return stack.enter_context(eventor.Eventor(store=place, config=settings, **arguments))
+
+        yield build
+
+
+@pytest.fixture
+def debug_log(tmp_path):
+    """Read the debug file of the Eventors that `make` made."""
+    return (tmp_path / "logs/conftest.debug.log").read_text
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Run a Python script, given as text, in a process and directory of its own."""
+
+    def run(code, *arguments, timeout=60, **environment):
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(code))
+        return subprocess.run(
+            [sys.executable, "-W", "error", path, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def wait_until(condition, seconds=30):
+    """Wait for a condition to hold, and fail at a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold in time"
+        time.sleep(0.005)
+
+
+def statuses(ev):
+    """Return the status of each task by its name."""
+    return {f"{task.step}[{task.sequence}]": str(task.status) for task in ev.tasks()}

@@ -1,0 +1,279 @@
+"""Restart and recover: what the interface promises for each status, along the lineage."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+import eventor as evr
+from tests.conftest import statuses, wait_until
+
+
+def rows(path, query):
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+@pytest.fixture
+def four(make, tmp_path):
+    """Make a run whose tasks stand in each of the four statuses, then recover it."""
+    log = tmp_path / "log"
+
+    def note(name):
+        with log.open("a") as file:
+            file.write(f"{name} ")
+
+    def build(recovery=None, **arguments):
+        ev = make(**arguments)
+        go = ev.add_event("go")
+
+        def failing():
+            note("failure")
+            if arguments.get("run_mode") is None:
+                raise ValueError("bad input")
+
+        funcs = {"success": lambda: note("success"), "failure": failing}
+        for name in ("success", "active", "failure", "ready"):
+            func = funcs.get(name, lambda name=name: note(name))
+            ev.add_assoc(go, ev.add_step(name, func=func, recovery=recovery or {}))
+        return ev, go
+
+    def crashed():
+        ev, go = build()
+        ev.trigger_event(go, 1)
+        assert ev() is False
+        ev.close()
+        # What a crash of the owner leaves: `active` and `ready` were recorded, and never ended.
+        with sqlite3.connect(tmp_path / "flow.db") as connection:
+            connection.execute(
+                "UPDATE eventor_task SET status = 'active', ended_at = NULL WHERE step = 'active'"
+            )
+        connection.close()
+        log.write_text("")
+        return build
+
+    return crashed, lambda: log.read_text().split()
+
+
+def test_by_default_all_but_success_is_run_again(four):
+    crashed, ran = four
+    ev, _ = crashed()(run_mode=evr.RunMode.recover)
+    assert ev() is True
+    assert ran() == ["active", "failure", "ready"]
+    assert {task.step: task.replay for task in ev.tasks()} == {
+        "success": "skip",
+        "active": "rerun",
+        "failure": "rerun",
+        "ready": "rerun",
+    }
+    assert (ev.run_id, ev.recovery) == (1, 1)
+
+
+@pytest.mark.parametrize("status", list(evr.TaskStatus))
+@pytest.mark.parametrize("replay", list(evr.StepReplay))
+@pytest.mark.parametrize("key", [lambda s: s, lambda s: s.value, lambda s: f"at_{s.value}"])
+def test_the_policy_of_a_status_decides(four, status, replay, key):
+    crashed, ran = four
+    ev, _ = crashed()(recovery={key(status): replay}, run_mode=evr.RunMode.recover)
+    assert ev() is True
+    (task,) = ev.tasks(status.value)
+    assert task.replay is replay
+    assert (status.value in ran()) == (replay is evr.StepReplay.rerun)
+    assert task.status is evr.TaskStatus.success
+
+
+def test_complete_stands_for_both_ends_and_one_status_outweighs_it(make):
+    ev = make()
+    both = ev.add_step("both", func=int, recovery={"complete": evr.StepReplay.rerun})
+    assert set(both.recovery.values()) == {evr.StepReplay.rerun}
+    policy = {"success": "skip", evr.StepTriggers.at_complete: "rerun", "failure": "skip"}
+    one = ev.add_step("one", func=int, recovery=policy)
+    assert one.recovery[evr.TaskStatus.success] == one.recovery[evr.TaskStatus.failure] == "skip"
+
+
+def test_restart_keeps_earlier_runs_and_recover_takes_the_latest_of_its_name(make, tmp_path):
+    for name in ("a", "b", "a"):
+        with make(name=name) as ev:
+            ev.trigger_event(ev.add_event(f"of {ev.run_id}"))
+            ev()
+    with make(name="b", run_mode=evr.RunMode.recover) as ev:
+        assert (ev.run_id, ev.recovery) == (2, 1)
+    with make(name="a", run_mode="recover") as ev:
+        assert (ev.run_id, ev.recovery) == (3, 1)
+    assert rows(tmp_path / "flow.db", "SELECT count(*) FROM eventor_event") == [(3,)]
+
+
+def test_a_skipped_step_keeps_its_result_and_raises_its_triggers(make):
+    def build(**arguments):
+        ev = make(**arguments)
+        go = ev.add_event("go")
+        names = ("at_ready", "at_active", "at_success", "at_complete", "at_failure")
+        triggers = {name: ev.add_event(name) for name in names}
+        ev.add_assoc(go, ev.add_step("first", func=os.getpid, triggers=triggers))
+        ev.add_assoc(triggers["at_success"], ev.add_step("next", func=int))
+        return ev, go
+
+    ev, go = build()
+    ev.trigger_event(go)
+    ev()
+    (first,) = ev.tasks("first")
+    ev.close()
+    for recovery in (1, 2):
+        ev, _ = build(run_mode=evr.RunMode.recover)
+        assert ev() is True
+        (task,) = ev.tasks("first")
+        assert (task.recovery, task.replay, task.result) == (recovery, "skip", first.result)
+        assert (task.pid, task.started_at, task.attempt) == (None, None, 0)
+        assert {event.event for event in ev.events()} == {
+            "go",
+            "at_ready",
+            "at_active",
+            "at_success",
+            "at_complete",
+        }
+        assert statuses(ev)["next[1]"] == "success"
+        ev.close()
+
+
+def test_a_recovery_that_reached_nothing_loses_nothing(four, make):
+    crashed, ran = four
+    build = crashed()
+    for _ in range(3):
+        build(run_mode=evr.RunMode.recover)[0].close()
+    ev, _ = build(run_mode=evr.RunMode.recover)
+    assert ev.recovery == 4
+    assert ev() is True
+    assert ran() == ["active", "failure", "ready"]
+
+
+def test_recovery_run_names_the_recovery_to_start_from(four):
+    crashed, ran = four
+    build = crashed()
+    first, _ = build(run_mode=evr.RunMode.recover)
+    first()
+    first.close()
+    again, _ = build(run_mode=evr.RunMode.recover, recovery_run=0)
+    again()
+    assert again.recovery == 2
+    assert ran() == ["active", "failure", "ready"] * 2
+    again.close()
+    latest, _ = build(run_mode=evr.RunMode.recover, recovery_run=2)
+    latest()
+    assert len(ran()) == 6
+    assert {task.replay for task in latest.tasks()} == {evr.StepReplay.skip}
+
+
+def test_what_was_triggered_is_raised_again_unless_the_program_does(four):
+    crashed, _ = four
+    ev, go = crashed()(run_mode=evr.RunMode.recover)
+    ev.trigger_event(go, 2)
+    assert ev() is True
+    assert [(e.sequence, str(e.cause)) for e in ev.events("go")] == [(2, "call"), (1, "recovery 0")]
+    ev.close()
+    ev, go = crashed()(run_mode=evr.RunMode.recover)
+    ev.trigger_event(go)
+    ev()
+    assert [(e.sequence, str(e.cause)) for e in ev.events("go")] == [(1, "call")]
+
+
+def test_a_trigger_of_an_event_that_is_gone_is_named(make, debug_log):
+    with make() as ev:
+        ev.trigger_event(ev.add_event("gone"))
+    ev = make(run_mode=evr.RunMode.recover)
+    assert ev() is True
+    assert ev.events() == []
+    assert "Event gone was triggered before" in debug_log()
+
+
+def test_the_definition_stands_in_the_store(make, tmp_path):
+    ev = make()
+    a, b = ev.add_event("a"), ev.add_event("b")
+    ev.add_event("c", expr=evr.or_((a, b), a))
+    ev.add_assoc(a, b, ev.add_step("s", func=os.getpid, triggers={"at_success": b}))
+    ev()
+    definition = rows(
+        tmp_path / "flow.db",
+        "SELECT definition ->> '$.events[2].expr', definition ->> '$.steps[0].func',"
+        " definition ->> '$.steps[0].triggers.at_success[0]', definition ->> '$.assocs[0].steps[0]'"
+        " FROM eventor_recovery",
+    )
+    assert definition == [('["a","b",{"and":2},"a",{"or":2}]', "posix.getpid", "b", "s")]
+
+
+PROGRAM = """
+import sys, os, time
+import eventor as evr
+
+def step(number):
+    with open("log", "a") as file:
+        file.write(f"begin {number}\\n")
+    if number == 2 and sys.argv[1] == "restart":
+        open("reached", "w").close()
+        time.sleep(600)
+    with open("log", "a") as file:
+        file.write(f"end {number}\\n")
+
+with evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."}) as ev:
+    events = [ev.add_event(f"e{number}") for number in range(5)]
+    for number in range(4):
+        ev.add_assoc(events[number], ev.add_step(f"s{number}", func=step, args=(number,),
+                     triggers={evr.StepTriggers.at_success: events[number + 1]}))
+    if sys.argv[1] == "restart":
+        ev.trigger_event(events[0], "the one")
+    print(ev())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_program_killed_in_a_step_is_recovered_by_running_it_again(tmp_path, script, number):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    killed = subprocess.Popen(
+        [sys.executable, program, "restart"],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until((tmp_path / "reached").exists)
+    os.killpg(killed.pid, number)
+    assert killed.wait(30) in (-number, 128 + number)
+    recovered = script(PROGRAM, "recover")
+    assert recovered.stdout == "True\n"
+    log = (tmp_path / "log").read_text().split("\n")[:-1]
+    assert log == [
+        *("begin 0", "end 0", "begin 1", "end 1", "begin 2"),
+        *("begin 2", "end 2", "begin 3", "end 3"),
+    ]
+    assert rows(
+        tmp_path / "flow.db",
+        "SELECT recovery, step, status, replay FROM eventor_task ORDER BY task_id",
+    ) == [
+        (0, "s0", "success", None),
+        (0, "s1", "success", None),
+        (0, "s2", "active", None),
+        (1, "s0", "success", "skip"),
+        (1, "s1", "success", "skip"),
+        (1, "s2", "success", "rerun"),
+        (1, "s3", "success", None),
+    ]
+
+
+def test_an_eventor_whose_call_was_cut_short_says_so(make, monkeypatch):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=signal.pause))
+    ev.trigger_event(go)
+    monkeypatch.setattr(
+        "eventor.loop.wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt("now"))
+    )
+    with pytest.raises(KeyboardInterrupt):
+        ev()
+    with pytest.raises(evr.UsageError, match="cut short .*KeyboardInterrupt.*recover"):
+        ev()
+    assert statuses(ev) == {"s[1]": "active"}

@@ -1,0 +1,347 @@
+"""What a step may be, how it may end, and by what it is executed."""
+
+import asyncio
+import functools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import eventor as evr
+from tests.conftest import statuses, wait_until
+
+SPAWN = multiprocessing.get_context("spawn").Process
+CONSTRUCTS = [None, threading.Thread, pytest.param(SPAWN, marks=pytest.mark.slow)]
+
+
+@pytest.fixture
+def run_one(make):
+    """Run one step and return its record."""
+
+    def run(func, *args, construct=None, **kwargs):
+        ev = make(config={} if construct is None else {"task_construct": construct})
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", func=func, args=args, kwargs=kwargs))
+        ev.trigger_event(go)
+        well = ev()
+        (task,) = ev.tasks()
+        assert well == (task.status is evr.TaskStatus.success)
+        return task
+
+    return run
+
+
+def double(number=21):
+    return 2 * number
+
+
+async def double_later(number=21):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+class Doubler:
+    def __init__(self, number=21):
+        self.number = number
+
+    def double(self):
+        return 2 * self.number
+
+    async def __call__(self):
+        return self.double()
+
+
+class Fussy(Exception):
+    """An exception that cannot be pickled, nor rebuilt from its arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+        self.lock = threading.Lock()
+
+
+class Mute:
+    def __repr__(self):
+        raise ValueError("no repr")
+
+    def __reduce__(self):
+        raise ValueError("no pickle")
+
+
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError("no message")
+
+
+def fussy():
+    raise Fussy("this", "that")
+
+
+@pytest.mark.parametrize("construct", CONSTRUCTS)
+@pytest.mark.parametrize(
+    "func",
+    [
+        double,
+        functools.partial(double, number=21),
+        Doubler().double,
+        double_later,
+        functools.partial(double_later, 21),
+        Doubler(),
+    ],
+)
+def test_any_callable_is_a_step(run_one, func, construct):
+    task = run_one(func, construct=construct)
+    assert task.result == 42
+    assert (task.pid == os.getpid()) == (construct is threading.Thread)
+
+
+@pytest.mark.parametrize("construct", [None, threading.Thread])
+def test_lambdas_and_closures_are_steps(run_one, construct):
+    number = 40
+    assert run_one(lambda x: x + number, 2, construct=construct).result == 42
+
+
+def test_an_exception_is_a_failure_with_its_traceback(run_one):
+    task = run_one(fussy)
+    assert task.error == "Fussy: this and that"
+    assert task.traceback.startswith("Traceback (most recent call last):\n")
+    assert "task.py" not in task.traceback
+    assert 'raise Fussy("this", "that")' in task.traceback
+
+
+@pytest.mark.parametrize(
+    ("exception", "error"),
+    [
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (BaseException("odd"), "BaseException: odd"),
+        (Silent(), "Silent: <its message cannot be had: ValueError>"),
+        (ValueError("a\0b\ud800"), "ValueError: a\\x00b\\ud800"),
+        (ExceptionGroup("all", [ValueError("x")]), "ExceptionGroup: all (1 sub-exception)"),
+    ],
+)
+def test_whatever_is_raised_is_a_failure(run_one, exception, error):
+    def step():
+        raise exception
+
+    assert run_one(step).error == error
+
+
+@pytest.mark.parametrize("construct", CONSTRUCTS)
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (None, None),
+        (0, None),
+        (False, None),
+        (3, "SystemExit: exit code 3"),
+        (True, "SystemExit: exit code 1"),
+        ("words", "SystemExit: exit code 1: words"),
+    ],
+)
+def test_sys_exit_ends_a_step_by_its_code(run_one, code, error, construct):
+    assert run_one(sys.exit, code, construct=construct).error == error
+
+
+@pytest.mark.parametrize(
+    ("func", "args", "error"),
+    [
+        (signal.raise_signal, (signal.SIGKILL,), "killed by SIGKILL"),
+        (signal.raise_signal, (signal.SIGTERM,), "killed by SIGTERM"),
+        (signal.raise_signal, (40,), "killed by signal 40"),
+        (os.abort, (), "killed by SIGABRT"),
+        (os._exit, (3,), "its process ended with exit code 3 before the step returned"),
+        (os._exit, (0,), "its process ended with exit code 0 before the step returned"),
+        (os.closerange, (3, 200), "its process ended with exit code 1 before the step returned"),
+    ],
+)
+@pytest.mark.filterwarnings("default")
+def test_a_process_that_dies_is_a_failure(run_one, func, args, error):
+    assert run_one(func, *args).error == error
+
+
+@pytest.mark.parametrize("construct", CONSTRUCTS[:2])
+def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(run_one, construct, debug_log):
+    task = run_one(lambda: sys.stderr, construct=construct)
+    assert task.result.startswith("<_io.")
+    assert task.stored.encoding == "repr"
+    assert "cannot be pickled" in debug_log()
+    assert run_one(Mute).result == "<Mute whose repr failed: ValueError: no repr>"
+
+
+def test_a_result_that_cannot_be_rebuilt_here_is_named(run_one):
+    def step():
+        class_ = type("Gone", (), {"__module__": "__main__"})
+        sys.modules["__main__"].Gone = class_
+        return class_()
+
+    task = run_one(step)
+    assert task.status is evr.TaskStatus.success
+    with pytest.raises(evr.StoreError, match=r"result of s\[1\] cannot be unpickled.*Gone"):
+        _ = task.result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("construct", CONSTRUCTS[:2])
+def test_a_result_of_80_megabytes_comes_through(run_one, construct):
+    assert run_one(bytes, 80_000_000, construct=construct).result == bytes(80_000_000)
+
+
+def test_what_a_spawned_process_cannot_be_sent_is_named(run_one):
+    task = run_one(lambda: 1, construct=SPAWN)
+    assert "func of step 's', <function" in task.error
+    assert "cannot be sent to its process" in task.error
+    task = run_one(double, threading.Lock(), construct=SPAWN)
+    assert "args of step 's', (<unlocked _th" in task.error
+
+
+class Trap:
+    """What can be pickled here, and not be rebuilt there."""
+
+    def __reduce__(self):
+        return int, ("trap",)
+
+
+@pytest.mark.slow
+def test_what_a_spawned_process_cannot_rebuild_is_named(run_one):
+    error = run_one(double, Trap(), construct=SPAWN).error
+    assert error.startswith("EventorError: args of step 's' cannot be rebuilt in its process")
+
+
+@pytest.mark.slow
+def test_a_spawned_step_needs_a_main_guard_and_says_so(script):
+    ran = script("""
+        import eventor as evr, multiprocessing
+        ev = evr.Eventor(config={"task_construct": multiprocessing.get_context("spawn").Process})
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", func=print))
+        ev.trigger_event(go)
+        print(ev(), ev.run_id)
+    """)
+    assert ran.stdout == "False 1\n"
+    assert "put what makes and runs the Eventor under `if __name__ == '__main__':`" in ran.stderr
+
+
+class Refusing(multiprocessing.get_context("fork").Process):
+    def start(self):
+        raise OSError("no more processes")
+
+
+def test_a_step_that_cannot_be_started_is_a_failure(run_one):
+    task = run_one(double, construct=Refusing)
+    assert task.error == "it could not be started: OSError: no more processes"
+    assert (task.status, task.pid) == (evr.TaskStatus.failure, None)
+
+
+def test_an_eventor_cannot_be_used_inside_a_step(make):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=lambda: ev.trigger_event(go, 2)))
+    ev.trigger_event(go)
+    assert ev() is False
+    assert "cannot be used in another" in ev.tasks()[0].error
+
+
+def test_a_thread_can_trigger_an_event_of_a_running_eventor(make):
+    ev = make(config={"task_construct": threading.Thread, "sleep_between_loops": 1})
+    go, more = ev.add_event("go"), ev.add_event("more")
+    done = threading.Event()
+
+    def first():
+        ev.trigger_event(more, "inside")
+        assert done.wait(30)
+        with pytest.raises(evr.UsageError, match="running"):
+            ev()
+        with pytest.raises(evr.UsageError, match="running"):
+            ev.close()
+        return len(ev.tasks())
+
+    ev.add_assoc(go, ev.add_step("first", func=first))
+    ev.add_assoc(more, ev.add_step("second", func=done.set))
+    ev._plan._max_concurrent = 2
+    ev.trigger_event(go)
+    assert ev() is True
+    assert statuses(ev) == {"first[1]": "success", "second[inside]": "success"}
+
+
+def test_a_descendant_that_lives_on_does_not_hold_the_loop(run_one, tmp_path):
+    def step():
+        if os.fork() == 0:
+            (tmp_path / "child").write_text(str(os.getpid()))
+            signal.pause()
+        wait_until((tmp_path / "child").exists)
+        os._exit(5)
+
+    task = run_one(step)
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+    assert "exit code 5" in task.error
+
+
+@pytest.mark.slow
+def test_a_process_that_lingers_after_its_step_is_ended(run_one, debug_log):
+    def step():
+        threading.Thread(target=signal.pause).start()
+        threading.Thread(target=threading.Event().wait).start()
+        return 1
+
+    assert run_one(step).result == 1
+    assert "Process of step s[1] was ended" in debug_log()
+
+
+@pytest.mark.slow
+def test_no_outcome_is_lost_on_a_busy_machine(make):
+    """A worker may send its outcome and die between the looks at its pipe and at its process."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        ev = make(config={"max_concurrent": 8})
+        go = ev.add_event("go")
+        for number in range(300):
+            size = 1 if number % 3 else 200_000
+            ev.add_assoc(go, ev.add_step(f"s{number}", func=lambda size=size: b"x" * size))
+        ev.trigger_event(go)
+        assert ev() is True
+        assert {len(task.result) for task in ev.tasks()} == {1, 200_000}
+        assert len(ev.tasks(status="success")) == 300
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_an_outcome_sent_just_before_the_process_is_seen_dead_is_read(make, monkeypatch):
+    """The race, made certain: the pipe is looked at only once the process has ended."""
+    from eventor.launch import Worker
+
+    heard = Worker.hear
+
+    def late(worker):
+        wait_until(lambda: not worker._process.is_alive())
+        return heard(worker)
+
+    monkeypatch.setattr(Worker, "hear", late)
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=double))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert ev.tasks()[0].result == 42
+
+
+def test_a_step_that_ends_wakes_the_loop(make, monkeypatch):
+    """With waits that never end by themselves, the flow would stand still if it did not."""
+    from eventor import loop
+
+    monkeypatch.setattr(loop, "wait", lambda signals, _timeout, wait=loop.wait: wait(signals))
+    ev = make(config={"sleep_between_loops": 3600})
+    events = [ev.add_event(f"e{number}") for number in range(21)]
+    for number in range(20):
+        triggers = {"at_success": events[number + 1]}
+        ev.add_assoc(events[number], ev.add_step(f"s{number}", func=int, triggers=triggers))
+    ev.trigger_event(events[0])
+    assert ev() is True
+    assert len(ev.tasks(status="success")) == 20
