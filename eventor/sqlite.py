@@ -37,7 +37,7 @@ def check_file(path: Path, *, must_exist: bool) -> None:
 
     Raises:
         StoreError: neither holds; the message says why, and nothing has been changed.
-        RecoveryError: `must_exist`, and there is no file.
+        RecoveryError: `must_exist`, and there is no file, or an empty one.
     """
     try:
         mode = path.stat().st_mode
@@ -59,10 +59,10 @@ def check_file(path: Path, *, must_exist: bool) -> None:
     _check_place(path)
     with path.open("rb") as file:
         head = file.read(len(_MAGIC))
-    if head == _MAGIC:
-        _check_tables(path)
-    elif head:
+    if head and head != _MAGIC:
         raise StoreError(f"the store {path} is a file, but not a SQLite database")
+    if not (head and _has_tables(path)) and must_exist:
+        raise RecoveryError(f"there is nothing to recover: the store {path} is empty")
 
 
 def open_engine(path: Path | None) -> Engine:
@@ -109,8 +109,8 @@ def _check_place(path: Path) -> None:
         raise StoreError(f"the store {path} cannot be used: directory {place} is not writable")
 
 
-def _check_tables(path: Path) -> None:
-    """Refuse a database of somebody else, and a store of a newer schema.
+def _has_tables(path: Path) -> bool:
+    """Tell a store from an empty database, and refuse anything else and another schema.
 
     Without a log beside it, the file is opened as immutable: else SQLite would leave
     files beside a database that is in write-ahead mode.
@@ -139,3 +139,4 @@ def _check_tables(path: Path) -> None:
                 f"the store {path} has schema version {version!r}, and this eventor knows "
                 f"version {schema.VERSION}; it is left as it is"
             )
+    return bool(tables)

@@ -274,6 +274,6 @@ def test_an_eventor_whose_call_was_cut_short_says_so(make, monkeypatch):
     )
     with pytest.raises(KeyboardInterrupt):
         ev()
-    with pytest.raises(evr.UsageError, match="cut short .*KeyboardInterrupt.*recover"):
+    with pytest.raises(evr.UsageError, match=r"cut short .*KeyboardInterrupt.*recover"):
         ev()
     assert statuses(ev) == {"s[1]": "active"}

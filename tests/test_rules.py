@@ -1,5 +1,6 @@
 """The pure rules, against a naive model of the interface: random flows, triggers and outcomes."""
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
@@ -59,13 +60,13 @@ def cases(draw):
     sequence = st.sampled_from([1, "1", 2])
     status = st.sampled_from([status.value for status in TaskStatus])
     return Case(
-        exprs=[
-            draw(st.none() | expression(index)) if index else None for index in range(events)
-        ],
+        exprs=[draw(st.none() | expression(index)) if index else None for index in range(events)],
         triggers=[
             draw(
                 st.dictionaries(
-                    st.sampled_from(TRANSITIONS), st.lists(event, min_size=1, max_size=2), max_size=3
+                    st.sampled_from(TRANSITIONS),
+                    st.lists(event, min_size=1, max_size=2),
+                    max_size=3,
                 )
             )
             for _ in range(steps)
@@ -168,7 +169,9 @@ def play(case, flow, plan):
         else:
             task = active.pop(dice.randrange(len(active)))
             failed = case.fails[int(task.step[1:])]
-            arrivals = [TaskEnded(task, failure("x") if failed else Outcome(TaskStatus.success, ""))]
+            arrivals = [
+                TaskEnded(task, failure("x") if failed else Outcome(TaskStatus.success, ""))
+            ]
         changes += plan.advance(arrivals)
 
 
@@ -243,7 +246,7 @@ def test_every_change_names_its_cause():
 def test_a_chain_of_any_length_is_followed():
     flow = Flow()
     events = [flow.add_event(f"e{number}") for number in range(20_000)]
-    for one, next_ in zip(events, events[1:], strict=False):
+    for one, next_ in itertools.pairwise(events):
         flow.add_assoc(one, next_)
     changes = Plan(flow, {}, 1, stop_on_exception=True).advance([Trigger("e0", 1, CALL)])
     assert len(changes) == 20_000

@@ -151,7 +151,7 @@ def test_sys_exit_ends_a_step_by_its_code(run_one, code, error, construct):
         (signal.raise_signal, (signal.SIGKILL,), "killed by SIGKILL"),
         (signal.raise_signal, (signal.SIGTERM,), "killed by SIGTERM"),
         (signal.raise_signal, (40,), "killed by signal 40"),
-        (os.abort, (), "killed by SIGABRT"),
+        (signal.raise_signal, (signal.SIGUSR1,), "killed by SIGUSR1"),
         (os._exit, (3,), "its process ended with exit code 3 before the step returned"),
         (os._exit, (0,), "its process ended with exit code 0 before the step returned"),
         (os.closerange, (3, 200), "its process ended with exit code 1 before the step returned"),
