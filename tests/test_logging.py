@@ -123,7 +123,7 @@ def test_threads_of_a_step_may_all_log_and_its_children_do_not_break_in(script):
         + """
 def shout(name):
     for number in range(200):
-        logging.warning("%s %d %s", name, number, "x" * 5000)
+        logging.warning("%s %d %s", name, number, "x" * 3000)
 
 def step():
     threads = [threading.Thread(target=shout, args=(name,)) for name in "ab"]

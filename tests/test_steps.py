@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -164,8 +165,8 @@ def test_a_process_that_dies_is_a_failure(run_one, func, args, error):
 
 @pytest.mark.parametrize("construct", CONSTRUCTS[:2])
 def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(run_one, construct, debug_log):
-    task = run_one(lambda: sys.stderr, construct=construct)
-    assert task.result.startswith("<_io.")
+    task = run_one(lambda: [lambda: 1], construct=construct)
+    assert task.result.startswith("[<function ")
     assert task.stored.encoding == "repr"
     assert "cannot be pickled" in debug_log()
     assert run_one(Mute).result == "<Mute whose repr failed: ValueError: no repr>"
@@ -242,6 +243,28 @@ def test_an_eventor_cannot_be_used_inside_a_step(make):
     ev.trigger_event(go)
     assert ev() is False
     assert "cannot be used in another" in ev.tasks()[0].error
+
+
+def test_what_a_step_logs_is_handled_by_the_owner(run_one, caplog):
+    def step():
+        logger = logging.getLogger("step's own")
+        logger.propagate = False
+        logging.warning("from %s", "inside", extra={"odd": Mute(), "plain": [{"a": (1,)}]})
+        try:
+            fussy()
+        except Fussy:
+            logging.exception("caught")
+        forked = multiprocessing.get_context("fork").Process(target=logging.warning, args=("x",))
+        forked.start()
+        forked.join()
+        return forked.exitcode
+
+    assert run_one(step).result == 0
+    (record,) = [record for record in caplog.records if record.message == "from inside"]
+    assert record.odd == "<Mute whose repr failed: ValueError: no repr>"
+    assert record.plain == [{"a": [1]}]
+    assert record.process != os.getpid()
+    assert "Fussy: this and that" in caplog.text
 
 
 def test_a_thread_can_trigger_an_event_of_a_running_eventor(make):
