@@ -59,12 +59,12 @@ class Worker:
     @property
     def pid(self) -> int:
         """The process in which it runs; a thread's is the owner's."""
-        return getattr(self._process, "pid", None) or os.getpid()
+        return self._process.pid if self.is_process else os.getpid()
 
     @property
-    def can_be_killed(self) -> bool:
-        """Whether it is a process of its own."""
-        return hasattr(self._process, "kill")
+    def is_process(self) -> bool:
+        """Whether it is a process of its own, which can be ended, and no thread of the owner."""
+        return self._sentinel is not None
 
     def signals(self) -> list[Any]:
         """Return what becomes ready when there is something to hear."""
@@ -76,7 +76,7 @@ class Worker:
         # In this order: what a worker has sent before it was seen dead is then read for sure.
         dead = not self._process.is_alive()
         messages = self._inlet.read()
-        return messages, dead or (self._inlet.ended and self._sentinel is None)
+        return messages, dead or (self._inlet.ended and not self.is_process)
 
     def silent_end(self) -> Outcome:
         """Return the outcome of one that ended without sending any."""
@@ -135,7 +135,7 @@ class Launcher:
             writing.close()
             return failure(f"it could not be started: {task.describe(error)}")
         worker = Worker(key, process, reading)
-        if worker.can_be_killed:
+        if worker.is_process:
             writing.close()
         self._workers.append(worker)
         return worker.pid
@@ -174,7 +174,7 @@ class Launcher:
 
     def abandon(self) -> None:
         """End all processes, by force if need be; threads cannot be ended."""
-        self._workers = [worker for worker in self._workers if worker.can_be_killed]
+        self._workers = [worker for worker in self._workers if worker.is_process]
         for how in ("terminate", "kill"):
             for worker in self._workers:
                 worker.end(how)

@@ -1,0 +1,126 @@
+"""The store under other hands: what other programs read, and what happens when it cannot write."""
+
+import sqlite3
+import threading
+
+import pytest
+
+import eventor as evr
+from eventor import sqlite
+
+
+def sql(path, *statements):
+    with sqlite3.connect(path) as connection:
+        found = [connection.execute(statement).fetchall() for statement in statements]
+    connection.close()
+    return found[-1]
+
+
+def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
+    ev = make()
+    go = ev.add_event("go")
+
+    def look():
+        return sql(
+            tmp_path / "flow.db",
+            "SELECT step, sequence, sequence_type, status, attempt, cause_kind, cause_source,"
+            " ended_at FROM eventor_task",
+        )
+
+    ev.add_assoc(go, ev.add_step("look", func=look))
+    ev.trigger_event(go, "7")
+    assert ev() is True
+    assert ev.tasks()[0].result == [
+        ("look", "7", "str", "active", 1, "association", "go", None),
+    ]
+    assert sql(tmp_path / "flow.db", "PRAGMA journal_mode") == [("wal",)]
+    with ev._store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
+    ev = make(name="mine")
+    query = "SELECT name, recovery, based_on, owner_pid IS NULL FROM eventor_recovery, eventor_run"
+    assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 0)]
+    ev.close()
+    make(name="mine", run_mode="recover").close()
+    assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
+    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(1,)]
+
+
+def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(
+    make, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    ran = tmp_path / "ran"
+
+    def build(**arguments):
+        ev = make(**arguments)
+        first, second = ev.add_event("first"), ev.add_event("second")
+        ev.add_assoc(first, ev.add_step("lock", func=int, triggers={"at_success": second}))
+        ev.add_assoc(second, ev.add_step("next", func=ran.touch))
+        return ev, first
+
+    ev, first = build()
+    ev.trigger_event(first)
+    other = sqlite3.connect(tmp_path / "flow.db", isolation_level=None)
+    record = ev._ledger.record
+
+    def record_late(changes, now):
+        if any(getattr(change, "outcome", None) for change in changes):
+            other.execute("BEGIN IMMEDIATE")
+        record(changes, now)
+
+    monkeypatch.setattr(ev._ledger, "record", record_late)
+    with pytest.raises(evr.StoreError, match=r"flow.db cannot record what happened: .*locked"):
+        ev()
+    assert not ran.exists()
+    with pytest.raises(evr.UsageError, match="recover the run"):
+        ev.trigger_event(first)
+    other.close()
+    ev.close()
+
+    ev, _ = build(run_mode=evr.RunMode.recover)
+    assert ev() is True
+    assert ran.exists()
+    assert [task.replay for task in ev.tasks()] == ["rerun", None]
+
+
+def test_two_programs_make_one_store_at_the_same_time(tmp_path):
+    gate = threading.Barrier(8)
+    made, errors = [], []
+
+    def build():
+        gate.wait()
+        try:
+            with evr.Eventor(store=tmp_path / "x.db", config={"logdir": tmp_path}) as ev:
+                made.append(ev.run_id)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=build) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert sorted(made) == list(range(1, 9))
+
+
+def test_another_thread_reads_while_the_flow_runs(make):
+    ev = make(store=":memory:", config={"task_construct": threading.Thread})
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=lambda: [str(task.status) for task in ev.tasks()]))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert ev.tasks()[0].result == ["active"]
+
+
+def test_triggers_that_were_never_run_are_recorded_at_the_close(make):
+    with make() as ev:
+        ev.trigger_event(ev.add_event("go"), 5)
+    ev = make(run_mode=evr.RunMode.recover)
+    ev.add_assoc(ev.add_event("go"), ev.add_step("s", func=int))
+    assert ev() is True
+    assert [task.sequence for task in ev.tasks(status="success")] == [5]
