@@ -5,14 +5,16 @@ A file that is not a store of eventor is told from one without writing a byte to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import stat
-from contextlib import closing
+import time
+import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import URL, create_engine, event, insert, inspect
 from sqlalchemy.pool import StaticPool
 
 from eventor import schema
@@ -28,6 +30,8 @@ BUSY_SECONDS = 10.0
 
 WRITING = "eventor_writing"
 """The execution option of a connection whose transactions write."""
+
+_RETRY_SECONDS = 0.01
 
 _MAGIC = b"SQLite format 3\0"
 
@@ -94,10 +98,50 @@ def open_engine(path: Path | None) -> Engine:
     return engine
 
 
+def create(path: Path) -> None:
+    """Make an empty store at once: nobody ever sees it half made, and a failure leaves nothing.
+
+    If another program makes one at the same time, one of the two stays.
+    """
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    try:
+        enter_wal(draft)
+        engine = open_engine(draft)
+        try:
+            add_tables(engine)
+        finally:
+            engine.dispose()
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+
+
 def enter_wal(path: Path) -> None:
-    """Switch a file to write-ahead logging, which its header then keeps."""
-    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
+    """Switch a file to write-ahead logging, which its header then keeps.
+
+    SQLite does not wait for others that are about to do the same, so this does.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorname != "SQLITE_BUSY" or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+
+def add_tables(engine: Engine) -> None:
+    """Make the tables of a store, unless they are there."""
+    with engine.connect().execution_options(**{WRITING: True}) as connection, connection.begin():
+        if not inspect(connection).has_table(schema.schema.name):
+            schema.metadata.create_all(connection)
+            connection.execute(insert(schema.schema), {"version": schema.VERSION})
 
 
 def _check_place(path: Path) -> None:
@@ -118,7 +162,7 @@ def _has_tables(path: Path) -> bool:
     logged = path.with_name(path.name + "-wal").exists()
     uri = f"file:{quote(str(path))}?{'mode=ro' if logged else 'immutable=1'}"
     try:
-        with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             versions = (
                 connection.execute("SELECT version FROM eventor_schema").fetchall()

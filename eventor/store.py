@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, inspect, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -121,22 +121,18 @@ class Store:
             sqlite.check_file(path, must_exist=must_exist)
         elif must_exist:
             raise RecoveryError("there is nothing to recover: a store in memory keeps no runs")
-        new = path is not None and not path.exists()
-        self._engine = sqlite.open_engine(path)
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
+        self._engine = sqlite.open_engine(path)
         try:
-            with self._translated("open"):
+            with self._translated("be opened"):
+                if path is not None and not path.exists():
+                    sqlite.create(path)
                 if path is not None:
                     sqlite.enter_wal(path)
-            with self.writing("create its tables") as connection:
-                if not inspect(connection).has_table(schema.schema.name):
-                    schema.metadata.create_all(connection)
-                    connection.execute(insert(schema.schema), {"version": schema.VERSION})
+                sqlite.add_tables(self._engine)
         except BaseException:
             self.close()
-            if path is not None and new:
-                _remove(path)
             raise
 
     def close(self) -> None:
@@ -516,9 +512,3 @@ def _task(row: _Row) -> Task:
         cause=_cause(row),
         stored=None if row.data is None else StoredResult(row.encoding, row.data),
     )
-
-
-def _remove(path: Path) -> None:
-    """Take away a file that could not be made a store, and what SQLite put beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)

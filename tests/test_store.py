@@ -1,5 +1,6 @@
 """The store under other hands: what other programs read, and what happens when it cannot write."""
 
+import multiprocessing
 import sqlite3
 import threading
 
@@ -49,9 +50,7 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
     assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(1,)]
 
 
-def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(
-    make, tmp_path, monkeypatch
-):
+def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
     ran = tmp_path / "ran"
 
@@ -87,25 +86,36 @@ def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(
     assert [task.replay for task in ev.tasks()] == ["rerun", None]
 
 
-def test_two_programs_make_one_store_at_the_same_time(tmp_path):
-    gate = threading.Barrier(8)
-    made, errors = [], []
+@pytest.mark.parametrize("empty_file", [False, True])
+def test_many_programs_make_one_store_at_the_same_time(tmp_path, empty_file):
+    """Each gets a run of its own, and what one of them made is never taken from the others."""
+    fork = multiprocessing.get_context("fork")
+    place, rounds, programs = tmp_path / "stores", 10, 8
+    place.mkdir()
+    if empty_file:
+        for number in range(rounds):
+            (place / f"{number}.db").touch()
+    gate, made = fork.Barrier(programs), fork.Queue()
 
-    def build():
-        gate.wait()
-        try:
-            with evr.Eventor(store=tmp_path / "x.db", config={"logdir": tmp_path}) as ev:
-                made.append(ev.run_id)
-        except Exception as error:
-            errors.append(error)
+    def program():
+        for number in range(rounds):
+            gate.wait(30)
+            try:
+                with evr.Eventor(store=place / f"{number}.db", config={"logdir": tmp_path}) as ev:
+                    made.put((number, ev.run_id))
+            except Exception as error:
+                made.put((number, repr(error)))
 
-    threads = [threading.Thread(target=build) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert sorted(made) == list(range(1, 9))
+    processes = [fork.Process(target=program) for _ in range(programs)]
+    for process in processes:
+        process.start()
+    got = {made.get(timeout=60) for _ in range(rounds * programs)}
+    for process in processes:
+        process.join()
+    made.close()
+    made.join_thread()
+    assert got == {(n, run + 1) for n in range(rounds) for run in range(programs)}
+    assert not [path for path in place.iterdir() if ".new" in path.name]
 
 
 def test_another_thread_reads_while_the_flow_runs(make):
