@@ -1,0 +1,93 @@
+"""The examples run on real input, also when they are killed in the middle."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import wait_until
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(example, *arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / example, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A small library: enough packages to be killed in the middle of."""
+    root = tmp_path / "library"
+    for number in range(12):
+        package = root / f"package{number:02}"
+        (package / "sub").mkdir(parents=True)
+        (package / "__init__.py").write_text("def one():\n    return 1\n")
+        body = "".join(f"class C{n}:\n    async def m(self):\n        pass\n" for n in range(200))
+        for name in ("a", "b"):
+            (package / "sub" / f"{name}.py").write_text(body)
+    (root / "alone.py").write_text("def longest():\n    a = 1\n    b = 2\n    return a + b\n")
+    (root / "broken.py").write_text("def (\n")
+    return root
+
+
+def test_recovery_runs_the_failed_step_again(tmp_path):
+    ran = run("recovery.py", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"parse\s+failure", ran.stdout)
+    assert re.search(r"extract\s+success\s+skip", ran.stdout)
+    assert re.search(r"parse\s+success\s+rerun", ran.stdout)
+
+
+def test_the_report_counts_what_is_there(tmp_path, library):
+    ran = run("stdlib_report.py", "--library", library, "--jobs", "4", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    found = {line.split()[0]: line.split()[1:] for line in ran.stdout.splitlines() if line.strip()}
+    # files, lines, functions, classes
+    assert found["package00"][:4] == ["3", "1,202", "401", "400"]
+    assert "longest" in ran.stdout
+    assert ran.stdout.rstrip("\n") in (tmp_path / "stdlib_report/report.txt").read_text()
+
+
+def test_the_report_of_a_killed_run_is_the_same_and_repeats_nothing(tmp_path, library):
+    whole = run("stdlib_report.py", "--library", library, "--out", "whole", cwd=tmp_path)
+    command = [EXAMPLES / "stdlib_report.py", "--library", library, "--jobs", "2"]
+    killed = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = tmp_path / "stdlib_report" / "measured.log"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(30)
+    before = [line.split()[0] for line in log.read_text().splitlines()]
+    recovered = run("stdlib_report.py", "--library", library, "--recover", cwd=tmp_path)
+    assert recovered.returncode == 0, recovered.stderr
+    assert recovered.stdout == whole.stdout
+    after = [line.split()[0] for line in log.read_text().splitlines()][len(before) :]
+    # Only what was in flight at the kill, at most one for each job, may have been measured twice.
+    assert len(set(before) & set(after)) <= 2
+
+
+def test_a_wrong_call_is_told_in_one_line(tmp_path, library):
+    ran = run("stdlib_report.py", "--recover", "--library", library, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr.startswith("error: there is nothing to recover")) == (
+        2,
+        True,
+    )
+    ran = run("stdlib_report.py", "--library", tmp_path / "none", cwd=tmp_path)
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
