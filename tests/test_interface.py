@@ -1,9 +1,11 @@
 """Every row of the interface, through the public names."""
 
+import contextlib
 import inspect
 import logging
 import multiprocessing
 import re
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 import eventor as evr
 from eventor.config import Config
-from tests.conftest import statuses
+from tests.conftest import statuses, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -244,23 +246,19 @@ def test_an_unhandled_failure_stops_what_has_not_started(make):
 def test_what_runs_beside_an_unhandled_failure_is_let_finish(make, tmp_path):
     ev = make(config={"max_concurrent": 2})
     go, after = ev.add_event("go"), ev.add_event("after")
-    reading, writing = multiprocessing.Pipe(duplex=False)
 
-    def last():
-        reading.recv()
-        return "done"
+    def failure_is_recorded():
+        query = "SELECT count(*) FROM eventor_task WHERE status = 'failure'"
+        with contextlib.closing(sqlite3.connect(tmp_path / "flow.db")) as connection:
+            return connection.execute(query).fetchone() == (1,)
 
-    def bad():
-        writing.send(None)
-        raise ValueError("bad")
-
-    ev.add_assoc(go, ev.add_step("last", func=last, triggers={"at_success": after}))
-    ev.add_assoc(go, ev.add_step("bad", func=bad))
+    last = ev.add_step(
+        "last", func=wait_until, args=(failure_is_recorded,), triggers={"at_success": after}
+    )
+    ev.add_assoc(go, last, ev.add_step("bad", func=lambda: 1 / 0))
     ev.add_assoc(after, ev.add_step("never", func=int))
     ev.trigger_event(go)
     assert ev() is False
-    reading.close()
-    writing.close()
     assert statuses(ev) == {"last[1]": "success", "bad[1]": "failure", "never[1]": "ready"}
 
 
