@@ -222,10 +222,12 @@ def test_an_unhandled_failure_lets_nothing_start_after_it(case):
         if isinstance(change, TaskEnded) and change.outcome.status is TaskStatus.failure:
             stopped = stopped or not flow.steps[change.task.step].handles_failure
     assert plan.stopping == stopped
-    waiting = plan.waiting
+    waited = plan.waiting
     plan.resume()
-    started = [c for c in plan.advance([]) if isinstance(c, TaskActive)]
-    assert len(started) == min(waiting, case.limit)
+    changes = plan.advance([])
+    # A start may raise events that make further tasks ready.
+    waited += sum(isinstance(change, TaskReady) for change in changes)
+    assert sum(isinstance(change, TaskActive) for change in changes) == min(waited, case.limit)
 
 
 def test_every_change_names_its_cause():
