@@ -80,6 +80,8 @@ class Worker:
 
     def silent_end(self) -> Outcome:
         """Return the outcome of one that ended without sending any."""
+        if self._inlet.garbled:
+            return failure("what came through its pipe was not sent by eventor")
         code = getattr(self._process, "exitcode", None)
         if code is not None and code < 0:
             return failure(f"killed by {_signal_name(-code)}")

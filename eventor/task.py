@@ -156,21 +156,24 @@ class Inlet:
         self._buffer = bytearray()
         self.ended = False
         """Whether the worker has closed its end."""
+        self.garbled = False
+        """Whether something else than a worker's messages has come in; what follows is lost."""
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
         return self._connection.fileno()
 
     def read(self) -> list[Message]:
-        """Return the messages that have come in, in full."""
+        """Return the messages that have come in, in full; nothing that comes in raises here."""
         while not self.ended:
             try:
                 data = os.read(self._connection.fileno(), _CHUNK)
             except BlockingIOError:
                 break
-            self._buffer += data
+            if not self.garbled:
+                self._buffer += data
             self.ended = not data
-        return list(iter(self._message, None))
+        return [] if self.garbled else list(iter(self._message, None))
 
     def close(self) -> None:
         """Close this end."""
@@ -183,9 +186,15 @@ class Inlet:
         end = _HEADER.size + _HEADER.unpack(head)[0]
         if len(self._buffer) < end:
             return None
-        message: Message = pickle.loads(memoryview(self._buffer)[_HEADER.size : end].tobytes())
+        try:
+            message = pickle.loads(memoryview(self._buffer)[_HEADER.size : end].tobytes())
+        except Exception:
+            message = None
         del self._buffer[:end]
-        return message
+        if isinstance(message, Outcome | dict):
+            return message
+        self.garbled = True
+        return None
 
 
 def main(call: Call, connection: Connection, owner: int, levels: LogLevels) -> None:
@@ -198,16 +207,16 @@ def main(call: Call, connection: Connection, owner: int, levels: LogLevels) -> N
         levels: the levels of the owner's loggers.
     """
     channel = Channel(connection)
+    if os.getpid() != owner:
+        levels.set()
+        forward_logging(channel)
+    outcome = run(call)
+    # A child that the step has forked returns here too; the outcome is the step's to tell.
+    if channel.mine:
+        channel.send(outcome)
+    # The pipe of a process stays open: what is logged while it ends still has a way.
     if os.getpid() == owner:
-        try:
-            channel.send(run(call))
-        finally:
-            channel.close()
-        return
-    levels.set()
-    forward_logging(channel)
-    # The pipe stays open: what is logged while the process ends still has a way.
-    channel.send(run(call))
+        channel.close()
 
 
 def run(call: Call) -> Outcome:

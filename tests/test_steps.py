@@ -1,11 +1,14 @@
 """What a step may be, how it may end, and by what it is executed."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 import multiprocessing
 import os
 import signal
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -300,6 +303,45 @@ def test_a_descendant_that_lives_on_does_not_hold_the_loop(run_one, tmp_path):
     task = run_one(step)
     os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
     assert "exit code 5" in task.error
+
+
+def test_a_step_that_forks_ends_once(run_one):
+    def step():
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+        return "the child" if pid == 0 else "the step"
+
+    assert run_one(step).result == "the step"
+
+
+def pipes():
+    """Return the descriptors of the pipes that are open here, by what they lead to."""
+    found = {}
+    for descriptor in range(3, 200):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO((status := os.fstat(descriptor)).st_mode):
+                found.setdefault(status.st_ino, []).append(descriptor)
+    return found
+
+
+def test_what_else_writes_to_the_pipe_of_a_step_fails_that_step_alone(make):
+    others = pipes()
+
+    def step():
+        for pipe, descriptors in pipes().items():
+            for descriptor in descriptors if pipe not in others else ():
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, struct.pack("!Q", 4) + b"junk")
+        return "x" * 1_000_000
+
+    ev = make(config={"stop_on_exception": False})
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=step), ev.add_step("next", func=int))
+    ev.trigger_event(go)
+    assert ev() is False
+    assert statuses(ev) == {"s[1]": "failure", "next[1]": "success"}
+    assert ev.tasks("s")[0].error == "what came through its pipe was not sent by eventor"
 
 
 @pytest.mark.slow
