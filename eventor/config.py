@@ -62,6 +62,12 @@ def _seconds(value: object) -> float:
     return float(value)
 
 
+def _lease(value: object) -> float:
+    if not (lease := _seconds(value)):
+        raise ValueError("a finite number of seconds above 0")
+    return lease
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The config of an Eventor (interface: *Eventor Class Initiator*, config).
@@ -73,6 +79,9 @@ class Config:
         max_concurrent: how many steps may be in flight; below 1 there is no limit.
         stop_on_exception: whether an unhandled failure keeps further steps from starting.
         sleep_between_loops: seconds, the longest wait between two passes of the loop.
+        lease_seconds: seconds after which a run whose owner was not heard of may be taken over from
+            another host; on the same host, a recovery sees whether the owner lives. `ev()` is
+            heard of three times in that time.
     """
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
@@ -81,6 +90,7 @@ class Config:
     max_concurrent: int = 1
     stop_on_exception: bool = True
     sleep_between_loops: float = 1
+    lease_seconds: float = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "max_concurrent": _count,
     "stop_on_exception": _flag,
     "sleep_between_loops": _seconds,
+    "lease_seconds": _lease,
 }
 
 

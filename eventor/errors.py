@@ -30,3 +30,7 @@ class RecoveryError(EventorError):
 
 class UsageError(EventorError):
     """An Eventor is used where it cannot work: closed, already running, or in another process."""
+
+
+class OwnershipError(EventorError):
+    """The run has another live owner, or another owner has taken it over."""

@@ -59,6 +59,7 @@ class Eventor:
         ConfigError: an argument or a config key is unknown or unusable.
         StoreError: the store cannot be used; it is left as it was.
         RecoveryError: there is no such run or recovery.
+        OwnershipError: another live Eventor owns the run.
     """
 
     def __init__(
@@ -92,12 +93,13 @@ class Eventor:
         self._running = threading.Lock()
         self._pid = os.getpid()
         self._store = Store(location, must_exist=mode is RunMode.recover)
-        now = datetime.now(UTC)
+        lease, now = self._config.lease_seconds, datetime.now(UTC)
+        ledger = None
         try:
-            self._ledger = (
-                self._store.begin_run(name, now)
+            ledger = self._ledger = (
+                self._store.begin_run(name, lease, now)
                 if mode is RunMode.restart
-                else self._store.begin_recovery(name, base, now)
+                else self._store.begin_recovery(name, base, lease, now)
             )
             limit = self._config.max_concurrent
             self._plan = Plan(
@@ -107,6 +109,8 @@ class Eventor:
                 stop_on_exception=self._config.stop_on_exception,
             )
         except BaseException:
+            if ledger is not None:
+                _let_go(ledger)
             self._store.close()
             raise
         self._journal = Journal(level, self._config.logdir, stem)
@@ -239,6 +243,8 @@ class Eventor:
 
         Raises:
             StoreError: something could not be recorded; nothing was launched after that.
+            OwnershipError: another host has taken over the run, since this Eventor was not heard
+                of for longer than its lease; nothing was launched after that.
             UsageError: this Eventor is closed, already running, or was made by another process.
         """
         self._check_usable()
@@ -320,7 +326,7 @@ class Eventor:
 
     def _run(self) -> bool:
         try:
-            self._ledger.define(self._flow.definition())
+            self._ledger.define(self._flow.definition(), datetime.now(UTC))
             if not self._resumed:
                 self._raise_again()
             self._plan.resume()
@@ -332,6 +338,7 @@ class Eventor:
                 self._inbox,
                 self._config.task_construct,
                 self._config.sleep_between_loops,
+                self._config.lease_seconds,
             ).run()
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
@@ -404,10 +411,14 @@ def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:
     """Let go of what an Eventor holds; a forked process has nothing of it."""
     if os.getpid() != pid:
         return
-    with contextlib.suppress(StoreError):
-        ledger.release()
+    _let_go(ledger)
     store.close()
     journal.close()
+
+
+def _let_go(ledger: Ledger) -> None:
+    with contextlib.suppress(StoreError):
+        ledger.release()
 
 
 def _refuse_reimport(caller: FrameType) -> None:

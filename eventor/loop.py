@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,8 @@ _LONGEST_WAIT = 1.0
 
 _SHORTEST_WAIT = 0.01
 """Seconds; a `sleep_between_loops` of 0 must not keep a core busy."""
+
+_BEATS_PER_LEASE = 3
 
 _UNWRITTEN_WAIT = 0.05
 """Seconds that a pid waits to be written with something else."""
@@ -90,6 +92,7 @@ class Loop:
         inbox: where triggers come in.
         construct: the class of the workers.
         sleep: seconds, the longest wait between two passes.
+        lease: seconds, the longest time in which nothing is written.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Loop:
         inbox: Inbox,
         construct: Callable[..., Any],
         sleep: float,
+        lease: float,
     ) -> None:
         self._flow = flow
         self._plan = plan
@@ -108,7 +112,10 @@ class Loop:
         self._journal = journal
         self._inbox = inbox
         self._launcher = Launcher(construct, journal.pass_on)
-        self._sleep = max(_SHORTEST_WAIT, min(sleep, _LONGEST_WAIT))
+        self._beat = timedelta(seconds=lease / _BEATS_PER_LEASE)
+        self._heard_of = datetime.min.replace(tzinfo=UTC)
+        longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
+        self._sleep = max(_SHORTEST_WAIT, longest)
         self._unwritten: list[TaskLaunched] = []
 
     def run(self) -> None:
@@ -116,6 +123,7 @@ class Loop:
 
         Raises:
             StoreError: something could not be recorded; what ran was ended.
+            OwnershipError: another host has taken over; what ran was ended.
         """
         with self._inbox.listening() as bell:
             try:
@@ -146,9 +154,11 @@ class Loop:
                     os.read(bell, 1 << 16)
 
     def _commit(self, changes: list[Change]) -> None:
-        if changes or self._unwritten:
-            self._ledger.record([*self._unwritten, *changes], datetime.now(UTC))
+        now = datetime.now(UTC)
+        if changes or self._unwritten or not timedelta(0) <= now - self._heard_of < self._beat:
+            self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []
+            self._heard_of = now
 
     def _report(self, changes: list[Change]) -> None:
         for change in changes:

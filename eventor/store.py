@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import socket
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, exists, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from eventor import schema, sqlite
-from eventor.errors import RecoveryError, StoreError
+from eventor import owner, schema, sqlite
+from eventor.errors import OwnershipError, RecoveryError, StoreError
+from eventor.owner import Owner
 from eventor.plan import (
     EventRaised,
     Left,
@@ -140,27 +140,31 @@ class Store:
         with self._lock:
             self._engine.dispose()
 
-    def begin_run(self, name: str, now: datetime) -> Ledger:
-        """Begin a new run of that name."""
-        with self.writing("begin a run") as connection:
+    def begin_run(self, name: str, lease_seconds: float, now: datetime) -> Ledger:
+        """Begin a new run of that name; `lease_seconds` as in `Config`."""
+        with self._claimed() as claim, self.writing("begin a run") as connection:
             row = {"name": name, "began_at": now}
             run_id = _insert(connection, schema.run, row)
-            _insert_recovery(connection, run_id, 0, None, now)
-        return Ledger(self, run_id, 0, ())
+            _insert_recovery(connection, run_id, 0, None, claim, lease_seconds, now)
+        return Ledger(self, claim, run_id, 0, ())
 
-    def begin_recovery(self, name: str, based_on: int | None, now: datetime) -> Ledger:
+    def begin_recovery(
+        self, name: str, based_on: int | None, lease_seconds: float, now: datetime
+    ) -> Ledger:
         """Begin a new recovery of the latest run of that name.
 
         Args:
             name: the run's name.
             based_on: the recovery from which it starts; None is the latest.
+            lease_seconds: as in `Config`.
             now: the time, in UTC.
 
         Raises:
             RecoveryError: there is no such run or recovery.
+            OwnershipError: the run has a live owner.
         """
         latest_run = select(func.max(schema.run.c.run_id)).where(schema.run.c.name == name)
-        with self.writing("begin a recovery") as connection:
+        with self._claimed() as claim, self.writing("begin a recovery") as connection:
             run_id = connection.scalar(latest_run)
             if run_id is None:
                 raise RecoveryError(
@@ -180,9 +184,10 @@ class Store:
                     f"run {run_id} has no recovery {base} to recover from; "
                     f"it has {', '.join(map(str, sorted(parents)))}"
                 )
+            _refuse_owned(connection, run_id, latest, now)
             lineage = tuple(_lineage(parents, base))
-            _insert_recovery(connection, run_id, latest + 1, base, now)
-        return Ledger(self, run_id, latest + 1, lineage)
+            _insert_recovery(connection, run_id, latest + 1, base, claim, lease_seconds, now)
+        return Ledger(self, claim, run_id, latest + 1, lineage)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:
@@ -197,6 +202,17 @@ class Store:
         """Give a connection in a transaction that sees one state of the store."""
         with self._lock, self._translated(what), self._engine.connect() as connection:
             yield connection
+
+    @staticmethod
+    @contextmanager
+    def _claimed() -> Iterator[Owner]:
+        """Give a claim that ends if what is done with it fails."""
+        claim = owner.claim()
+        try:
+            yield claim
+        except BaseException:
+            owner.disclaim(claim)
+            raise
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -215,12 +231,16 @@ class Ledger:
         recovery: the recovery's number in the run; 0 is the initial run.
     """
 
-    def __init__(self, store: Store, run_id: int, recovery: int, lineage: tuple[int, ...]) -> None:
+    def __init__(
+        self, store: Store, claim: Owner, run_id: int, recovery: int, lineage: tuple[int, ...]
+    ) -> None:
         self.run_id = run_id
         self.recovery = recovery
         self._store = store
+        self._claim = claim
         self._lineage = lineage
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
+        self._of = {f"of_{name}": value for name, value in self._here.items()}
         self._definition: str | None = None
 
     def left(self) -> dict[TaskKey, Left]:
@@ -265,12 +285,13 @@ class Ledger:
                 for row in connection.execute(query)
             ]
 
-    def define(self, definition: Mapping[str, Any]) -> None:
-        """Record the flow's definition, if it is not what was recorded last."""
+    def define(self, definition: Mapping[str, Any], now: datetime) -> None:
+        """Record the flow's definition, if it is not what was recorded last; see `record`."""
         written = json.dumps(definition, ensure_ascii=False)
         if written == self._definition:
             return
         with self._store.writing("record the definition") as connection:
+            self._renew(connection, now)
             connection.execute(
                 update(schema.recovery).where(*self._mine(schema.recovery)),
                 {"definition": written},
@@ -278,9 +299,15 @@ class Ledger:
         self._definition = written
 
     def record(self, changes: Iterable[Change], now: datetime) -> None:
-        """Write all changes of one pass, in one transaction."""
+        """Write all changes of one pass in one transaction, which also renews the lease.
+
+        Raises:
+            OwnershipError: another recovery has begun, since this one was not heard of for longer
+                than its lease; nothing is written any more.
+        """
         batch = _Batch(self._here, now)
         with self._store.writing("record what happened") as connection:
+            self._renew(connection, now)
             for change in changes:
                 result = None
                 if isinstance(change, TaskEnded) and change.outcome.stored is not None:
@@ -330,12 +357,35 @@ class Ledger:
             ]
 
     def release(self) -> None:
-        """Record that this recovery has no owner any more."""
-        with self._store.writing("release the run") as connection:
-            connection.execute(
-                update(schema.recovery).where(*self._mine(schema.recovery)),
-                {"owner_host": None, "owner_pid": None, "heartbeat_at": None},
-            )
+        """Record that this recovery has no owner any more; if that fails, it has none either."""
+        columns = ("owner_host", "owner_pid", "owner_began", "heartbeat_at")
+        try:
+            with self._store.writing("release the run") as connection:
+                connection.execute(
+                    update(schema.recovery).where(*self._mine(schema.recovery)),
+                    dict.fromkeys(columns),
+                )
+        finally:
+            owner.disclaim(self._claim)
+
+    def _renew(self, connection: Connection, now: datetime) -> None:
+        """Be heard of, and make sure that nobody has taken over."""
+        if connection.execute(_renewal(), {**self._of, "new_heartbeat_at": now}).rowcount:
+            return
+        query = (
+            select(schema.recovery)
+            .where(schema.recovery.c.run_id == self.run_id)
+            .order_by(schema.recovery.c.recovery.desc())
+            .limit(1)
+        )
+        latest = connection.execute(query).one_or_none()
+        here = f"recovery {self.recovery} of run {self.run_id} in {self._store.location}"
+        if latest is None or latest.recovery == self.recovery:
+            raise OwnershipError(f"{here} is not owned by this Eventor any more")
+        raise OwnershipError(
+            f"{here} was taken over by recovery {latest.recovery}, {_owner(latest)}, "
+            "since it was not heard of for longer than its lease"
+        )
 
     def _mine(self, table: Table) -> tuple[ColumnElement[bool], ...]:
         return (table.c.run_id == self.run_id, table.c.recovery == self.recovery)
@@ -431,19 +481,73 @@ def _update_task(parameters: tuple[str, ...]) -> Update:
     )
 
 
+@functools.cache
+def _renewal() -> Update:
+    columns, later = schema.recovery.c, schema.recovery.alias("later")
+    return (
+        update(schema.recovery)
+        .where(
+            columns.run_id == bindparam("of_run_id"),
+            columns.recovery == bindparam("of_recovery"),
+            columns.owner_began.is_not(None),
+            ~exists().where(
+                later.c.run_id == bindparam("of_run_id"),
+                later.c.recovery > bindparam("of_recovery"),
+            ),
+        )
+        .values(heartbeat_at=bindparam("new_heartbeat_at"))
+    )
+
+
 def _insert_recovery(
-    connection: Connection, run_id: int, recovery: int, based_on: int | None, now: datetime
+    connection: Connection,
+    run_id: int,
+    recovery: int,
+    based_on: int | None,
+    claim: Owner,
+    lease_seconds: float,
+    now: datetime,
 ) -> None:
     row = {
         "run_id": run_id,
         "recovery": recovery,
         "based_on": based_on,
         "began_at": now,
-        "owner_host": socket.gethostname(),
-        "owner_pid": os.getpid(),
+        "owner_host": claim.host,
+        "owner_pid": claim.pid,
+        "owner_began": claim.began,
+        "lease_seconds": lease_seconds,
         "heartbeat_at": now,
     }
     connection.execute(insert(schema.recovery), row)
+
+
+def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> None:
+    """Raise an `OwnershipError` if the latest recovery of a run has a live owner."""
+    columns = schema.recovery.c
+    row = connection.execute(
+        select(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest)
+    ).one()
+    if row.owner_pid is None:
+        return
+    running = owner.is_running(_owner(row))
+    lease = row.lease_seconds or 0.0
+    if not owner.holds(running, row.heartbeat_at, lease, now):
+        return
+    held = f"run {run_id} is owned by {_owner(row)}, in its recovery {latest}, and cannot be "
+    if running is None:
+        seen = (now - row.heartbeat_at).total_seconds()
+        raise OwnershipError(
+            f"{held}recovered yet: that process cannot be looked at from here, was heard of "
+            f"{seen:.1f} s ago, and counts as dead after {lease:g} s"
+        )
+    if row.owner_pid == os.getpid():
+        raise OwnershipError(f"{held}recovered: that is this program, which has to close it first")
+    raise OwnershipError(f"{held}recovered while that process lives")
+
+
+def _owner(row: _Row) -> Owner:
+    return Owner(str(row.owner_host), row.owner_pid, str(row.owner_began))
 
 
 def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:

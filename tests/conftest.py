@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -62,3 +63,9 @@ def wait_until(condition, seconds=30):
 def statuses(ev):
     """Return the status of each task by its name."""
     return {f"{task.step}[{task.sequence}]": str(task.status) for task in ev.tasks()}
+
+
+def sql(path, *statements):
+    """Run statements on a store as another program would; return what the last one found."""
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]

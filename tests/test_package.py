@@ -20,6 +20,7 @@ FLOORS = [
     "expr",
     "flow",
     "plan",
+    "owner",
     "schema",
     "sqlite",
     "store",

@@ -8,13 +8,7 @@ import pytest
 
 import eventor as evr
 from eventor import sqlite
-
-
-def sql(path, *statements):
-    with sqlite3.connect(path) as connection:
-        found = [connection.execute(statement).fetchall() for statement in statements]
-    connection.close()
-    return found[-1]
+from tests.conftest import sql
 
 
 def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
