@@ -15,7 +15,7 @@ from eventor.errors import ConfigError
 _E = TypeVar("_E")
 
 
-def default_construct() -> Callable[..., Any]:
+def default_construct() -> type[Any]:
     """Return the Process of the fork context where there is one, else of spawn.
 
     Fork is asked for by name: it runs closures, lambdas and scripts without a main guard,
@@ -31,7 +31,7 @@ def _directory(value: object) -> str:
     return os.fsdecode(value)
 
 
-def _construct(value: object) -> Callable[..., Any]:
+def _construct(value: object) -> type[Any]:
     if not isinstance(value, type) or not all(hasattr(value, name) for name in ("start", "join")):
         raise ValueError(
             "a class like multiprocessing.Process or threading.Thread (the class, not an instance)"
@@ -86,7 +86,7 @@ class Config:
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
     logdir: str = "/tmp"  # noqa: S108 (the interface's default)
-    task_construct: Callable[..., Any] = field(default_factory=default_construct)
+    task_construct: type[Any] = field(default_factory=default_construct)
     max_concurrent: int = 1
     stop_on_exception: bool = True
     sleep_between_loops: float = 1

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from eventor.config import read_config, read_level, read_word, unknown
 from eventor.errors import ConfigError, DefinitionError, RecoveryError, StoreError, UsageError
 from eventor.flow import Event, Flow, Step, read_sequence
-from eventor.launch import most_at_once
+from eventor.launch import Launcher, most_at_once
 from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
+from eventor.owner import has_ended
 from eventor.plan import Plan, Trigger
+from eventor.signals import Signals
 from eventor.store import Store, locate
 from eventor.types import (
     Cause,
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
     from eventor.expr import ExprLike
     from eventor.store import Ledger
+
+
+_KEEPER_SECONDS = 10.0
 
 
 class Eventor:
@@ -101,6 +106,7 @@ class Eventor:
                 if mode is RunMode.restart
                 else self._store.begin_recovery(name, base, lease, now)
             )
+            _await_keeper(ledger)
             limit = self._config.max_concurrent
             self._plan = Plan(
                 self._flow,
@@ -238,8 +244,13 @@ class Eventor:
         In a recovery, what the recovered run was triggered with is raised again first, unless
         the program has done so already. Called again, it goes on in the same run.
 
+        A SIGINT or SIGTERM stops it as `stop` does, and has its own effect when `ev()` has
+        ended, for SIGINT a KeyboardInterrupt. A second one ends the running steps; they stay
+        recorded as active, and this Eventor is of no more use but to be read and closed.
+
         Returns:
-            Whether every failure in this recovery was handled by its step's own triggers.
+            Whether every failure in this recovery was handled by its step's own triggers, and
+            nothing was left waiting by a stop.
 
         Raises:
             StoreError: something could not be recorded; nothing was launched after that.
@@ -252,9 +263,20 @@ class Eventor:
         if not self._running.acquire(blocking=False):
             raise UsageError("ev() is running already; it cannot be called again before it ends")
         try:
-            return self._run()
+            with Signals(self._inbox.interrupt, self._release):
+                return self._run()
         finally:
             self._running.release()
+
+    def stop(self) -> None:
+        """Let `ev()` start nothing more: what runs finishes and is recorded, then it returns.
+
+        Tasks that are ready stay so, for the next call of `ev()` or for a recovery. It may be
+        called from any thread, and from a signal handler. While `ev()` does not run, it is kept
+        for the next call. A first SIGINT or SIGTERM while `ev()` runs in the main thread does the
+        same; a second one ends the running steps.
+        """
+        self._inbox.stop()
 
     def tasks(
         self,
@@ -330,24 +352,37 @@ class Eventor:
             if not self._resumed:
                 self._raise_again()
             self._plan.resume()
-            Loop(
+            whole = Loop(
                 self._flow,
                 self._plan,
                 self._ledger,
                 self._journal,
                 self._inbox,
-                self._config.task_construct,
+                Launcher(self._config.task_construct, self._journal.pass_on),
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
             ).run()
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
-        if self._plan.stopping and self._plan.waiting:
-            message = f"Stopped by a failure: {self._plan.waiting} tasks stay ready for a recovery"
+        if not whole:
+            self._broken = f"{self._inbox.cut_by} ended the running steps"
+        reason = self._inbox.stopped_by
+        self._inbox.forget_requests()
+        self._report_end(reason)
+        return whole and self._plan.all_handled and not (reason and self._plan.waiting)
+
+    def _report_end(self, reason: str | None) -> None:
+        if self._broken is not None:
+            message = f"Cut short: {self._broken}, which stay active for a recovery"
+            self._journal.say(logging.WARNING, message, "loop_session_start")
+        elif self._plan.stopping and self._plan.waiting:
+            message = (
+                f"Stopped by {reason or 'a failure'}: "
+                f"{self._plan.waiting} tasks stay ready for a recovery"
+            )
             self._journal.say(logging.WARNING, message, "loop_session_start")
         self._journal.say(logging.INFO, "Processing finished", "loop_session_start")
-        return self._plan.all_handled
 
     def _raise_again(self) -> None:
         for trigger in self._ledger.triggers():
@@ -414,6 +449,15 @@ def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:
     _let_go(ledger)
     store.close()
     journal.close()
+
+
+def _await_keeper(ledger: Ledger) -> None:
+    """Wait until what a dead owner left running is ended, which takes milliseconds."""
+    keeper = ledger.keeper_before
+    if keeper is not None and not has_ended(keeper, _KEEPER_SECONDS):
+        raise RecoveryError(
+            f"steps of run {ledger.run_id}, whose owner has died, are still being ended by {keeper}"
+        )
 
 
 def _let_go(ledger: Ledger) -> None:

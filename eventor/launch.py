@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import resource
 import signal
 import sys
+import threading
 import time
+import warnings
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
+from eventor.keeper import Keeper, unwarned
 from eventor.plan import TaskEnded, TaskKey
+from eventor.signals import TAKEN
 from eventor.types import Outcome, failure
 
 if TYPE_CHECKING:
@@ -88,10 +93,18 @@ class Worker:
         told = "its thread ended" if code is None else f"its process ended with exit code {code}"
         return failure(f"{told} before the step returned")
 
-    def end(self, how: str) -> None:
-        """Call `terminate` or `kill` of a process."""
+    def end(self, number: int) -> None:
+        """Send SIGTERM or SIGKILL to its group; to itself, where it does not lead one yet."""
+        try:
+            os.killpg(self.pid, number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                (self._process.kill if number == signal.SIGKILL else self._process.terminate)()
+
+    def end_rest(self) -> None:
+        """Kill what it has started, now that it is dead itself."""
         with contextlib.suppress(OSError):
-            getattr(self._process, how)()
+            os.killpg(self.pid, signal.SIGKILL)
 
     def release(self) -> None:
         """Free what it holds here, once it is dead."""
@@ -117,34 +130,64 @@ class Launcher:
     """
 
     def __init__(
-        self, construct: Callable[..., Any], on_record: Callable[[logging.LogRecord], None]
+        self, construct: type[Any], on_record: Callable[[logging.LogRecord], None]
     ) -> None:
         self._construct = construct
         self._on_record = on_record
         self._workers: list[Worker] = []
+        self._keeper: Keeper | None = None
+        self._abandoning = False
+
+    def prepare(self) -> int | None:
+        """Make sure that no process outlives this one; to be called before any is recorded.
+
+        Returns:
+            The pid of the keeper, or None for threads, which need none.
+
+        Raises:
+            OSError: the keeper cannot be started.
+            RuntimeWarning: where warnings are errors, and a fork would be beside other threads.
+        """
+        if issubclass(self._construct, threading.Thread):
+            return None
+        if self._keeper is None:
+            _warn_of_threads(self._construct)
+            self._keeper = Keeper()
+        return self._keeper.ensure(worker.pid for worker in self._workers)
 
     def start(self, key: TaskKey, step: Step) -> int | Outcome:
         """Start a worker for a task; return its pid, or how it failed to start."""
         reading, writing = Pipe(duplex=False)
         call = task.Call(step.name, key.sequence, step.func, step.args, step.kwargs)
-        arguments = (call, writing, os.getpid(), task.LogLevels.of_this_process())
-        process = None
+        # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
+        origin = task.Origin(
+            os.getpid(),
+            task.LogLevels.of_this_process(),
+            frozenset(map(int, blocked)),
+            None if self._keeper is None else self._keeper.pipe,
+        )
         try:
-            process = self._construct(target=task.main, args=arguments, name=str(key))
-            process.start()
+            with unwarned():
+                process = self._construct(
+                    target=task.main, args=(call, writing, origin), name=str(key)
+                )
+                process.start()
         except Exception as error:
             reading.close()
             writing.close()
             return failure(f"it could not be started: {task.describe(error)}")
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         worker = Worker(key, process, reading)
         if worker.is_process:
             writing.close()
         self._workers.append(worker)
         return worker.pid
 
-    def signals(self) -> list[Any]:
-        """Return what becomes ready when there is something to collect."""
-        return [signal for worker in self._workers for signal in worker.signals()]
+    def wait(self, bell: list[Any], seconds: float) -> None:
+        """Wait until there is something to collect, or the bell rings, or the time is over."""
+        wait([*bell, *(signal for worker in self._workers for signal in worker.signals())], seconds)
 
     def collect(self) -> list[TaskEnded]:
         """Return the ends that have come in, and pass on the log records."""
@@ -163,7 +206,7 @@ class Launcher:
                 continue
             if not worker.heard:
                 ends.append(TaskEnded(worker.key, worker.silent_end()))
-            worker.release()
+            self._dismiss(worker)
         self._workers = lasting
         return ends
 
@@ -175,15 +218,54 @@ class Launcher:
         return late
 
     def abandon(self) -> None:
-        """End all processes, by force if need be; threads cannot be ended."""
+        """End all processes and what they started, by force if need be; threads cannot be ended."""
         self._workers = [worker for worker in self._workers if worker.is_process]
-        for how in ("terminate", "kill"):
+        self._abandoning = True
+        for number in (signal.SIGTERM, signal.SIGKILL):
             for worker in self._workers:
-                worker.end(how)
+                worker.end(number)
             self._await_ends(GRACE_SECONDS)
+        self._abandoning = False
+
+    def close(self) -> None:
+        """Let go of the keeper; to be called when nothing runs any more."""
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    def _dismiss(self, worker: Worker) -> None:
+        if worker.is_process:
+            if self._abandoning:
+                worker.end_rest()
+            if self._keeper is not None:
+                self._keeper.forget(worker.pid)
+        worker.release()
 
     def _await_ends(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while self._workers and (left := deadline - time.monotonic()) > 0:
-            wait(self.signals(), min(left, 1))
+            self.wait([], min(left, 1))
             self.collect()
+
+
+def _warn_of_threads(construct: type[Any]) -> None:
+    """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
+    method = getattr(construct, "_start_method", None) or multiprocessing.get_start_method()
+    others = threading.active_count() - 1
+    if method == "fork" and others:
+        message = (
+            f"eventor is about to fork beside {others} other thread(s) of this program, and locks "
+            "that they hold stay locked in the steps; call ev() before threads are started, or "
+            "take a task_construct that does not fork, such as "
+            "multiprocessing.get_context('spawn').Process"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=_depth_of_caller())
+
+
+def _depth_of_caller() -> int:
+    """Return the `stacklevel` at which the program stands that has called eventor."""
+    here = str(Path(__file__).parent)
+    depth, frame = 1, sys._getframe(1)  # noqa: SLF001 (warnings name their place by it)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        depth, frame = depth + 1, frame.f_back
+    return depth

@@ -14,20 +14,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections import deque
 from datetime import UTC, datetime, timedelta
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from eventor.launch import Launcher
 from eventor.plan import TaskActive, TaskEnded, TaskLaunched, Trigger
 from eventor.types import Outcome, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
 
     from eventor.flow import Flow
+    from eventor.launch import Launcher
     from eventor.logs import Journal
     from eventor.plan import Change, Plan
     from eventor.store import Ledger
@@ -45,40 +45,85 @@ _UNWRITTEN_WAIT = 0.05
 
 
 class Inbox:
-    """Triggers that wait for the loop; any thread may add one."""
+    """What waits for the loop: triggers and requests to stop.
+
+    Any thread may add to it, and so may a signal handler at any point of the main thread; hence a
+    lock that the thread which holds it can take again.
+    """
 
     def __init__(self) -> None:
         self._triggers: deque[Trigger] = deque()
+        self._signals: list[int] = []
+        self._stop = False
+        self._lock = threading.RLock()
         self._bell: int | None = None
 
     def __len__(self) -> int:
         return len(self._triggers)
 
+    @property
+    def stopped_by(self) -> str | None:
+        """What has asked that nothing more is started, if anything has."""
+        if self._signals:
+            return signal.Signals(self._signals[0]).name
+        return "stop()" if self._stop else None
+
+    @property
+    def cut_by(self) -> str | None:
+        """The signal that has asked for an end at once, if one has: the second."""
+        return signal.Signals(self._signals[1]).name if len(self._signals) > 1 else None
+
     def put(self, trigger: Trigger) -> None:
         """Add a trigger, and wake the loop."""
         self._triggers.append(trigger)
-        bell = self._bell
-        if bell is not None:
-            with contextlib.suppress(BlockingIOError):
-                os.write(bell, b"!")
+        self._ring()
+
+    def stop(self) -> None:
+        """Ask that nothing more is started."""
+        self._stop = True
+        self._ring()
+
+    def interrupt(self, number: int) -> None:
+        """Ask by a signal: the first as `stop`, the second for an end at once."""
+        self._signals.append(number)
+        self._ring()
 
     def take(self) -> list[Trigger]:
-        """Take out all that is there."""
+        """Take out all triggers that are there."""
         return [self._triggers.popleft() for _ in range(len(self._triggers))]
+
+    def peek(self) -> list[Trigger]:
+        """Return all triggers that are there, and leave them."""
+        return list(self._triggers)
+
+    def forget_requests(self) -> None:
+        """Forget the requests to stop: they have been followed."""
+        self._stop = False
+        self._signals.clear()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[int]:
-        """Give a descriptor that becomes readable when a trigger is added."""
-        reading, self._bell = os.pipe()
-        ringing = self._bell
+        """Give a descriptor that becomes readable when something is added."""
+        reading, ringing = os.pipe()
         os.set_blocking(reading, False)
         os.set_blocking(ringing, False)
+        self._bell = ringing
         try:
             yield reading
         finally:
-            self._bell = None
-            os.close(ringing)
+            with self._lock:
+                self._bell = None
+                os.close(ringing)
             os.close(reading)
+
+    def _ring(self) -> None:
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._bell is not None:
+                os.write(self._bell, b"!")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Loop:
@@ -89,10 +134,11 @@ class Loop:
         plan: the state, and the rules.
         ledger: where every change is written.
         journal: where it is said.
-        inbox: where triggers come in.
-        construct: the class of the workers.
+        inbox: where triggers and requests to stop come in.
+        launcher: what starts the steps, and hears of their ends.
         sleep: seconds, the longest wait between two passes.
         lease: seconds, the longest time in which nothing is written.
+        clock: gives the time, in UTC.
     """
 
     def __init__(
@@ -102,59 +148,84 @@ class Loop:
         ledger: Ledger,
         journal: Journal,
         inbox: Inbox,
-        construct: Callable[..., Any],
+        launcher: Launcher,
         sleep: float,
         lease: float,
+        clock: Callable[[], datetime] = _now,
     ) -> None:
         self._flow = flow
         self._plan = plan
         self._ledger = ledger
         self._journal = journal
         self._inbox = inbox
-        self._launcher = Launcher(construct, journal.pass_on)
+        self._launcher = launcher
+        self._clock = clock
         self._beat = timedelta(seconds=lease / _BEATS_PER_LEASE)
         self._heard_of = datetime.min.replace(tzinfo=UTC)
         longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
         self._sleep = max(_SHORTEST_WAIT, longest)
         self._unwritten: list[TaskLaunched] = []
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Pass until nothing runs and nothing may start.
+
+        Returns:
+            Whether that came by itself or by a request to stop; False if what ran was ended
+            by a second signal, and stays recorded as active.
 
         Raises:
             StoreError: something could not be recorded; what ran was ended.
             OwnershipError: another host has taken over; what ran was ended.
         """
-        with self._inbox.listening() as bell:
-            try:
-                self._pass_until_idle(bell)
-            except BaseException:
+        try:
+            with self._inbox.listening() as bell:
+                whole = self._pass_until_idle(bell)
+            if not whole:
                 self._launcher.abandon()
-                raise
-        for task in self._launcher.finish():
-            message = f"Process of step {task} was ended: it went on after its step had returned"
-            self._journal.say(logging.WARNING, message, "loop_session_start")
+                return False
+            for task in self._launcher.finish():
+                message = f"Process of step {task} was ended: it went on after its step returned"
+                self._journal.say(logging.WARNING, message, "loop_session_start")
+        except BaseException:
+            self._launcher.abandon()
+            raise
+        finally:
+            self._launcher.close()
+        return True
 
-    def _pass_until_idle(self, bell: int) -> None:
+    def _pass_until_idle(self, bell: int) -> bool:
         failed: list[TaskEnded] = []
         while True:
             ends = failed + self._launcher.collect()
+            self._heed_request()
             changes = self._plan.advance([*self._inbox.take(), *ends])
+            if any(isinstance(change, TaskActive) for change in changes):
+                self._ledger.kept_by(self._launcher.prepare())
             self._commit(changes)
             self._report(changes)
             failed = self._launch(changes)
+            if self._inbox.cut_by is not None:
+                return False
             if self._plan.idle and not self._inbox and not failed:
-                return
+                return True
             if not failed:
-                wait(
-                    [bell, *self._launcher.signals()],
-                    min(self._sleep, _UNWRITTEN_WAIT) if self._unwritten else self._sleep,
-                )
+                seconds = min(self._sleep, _UNWRITTEN_WAIT) if self._unwritten else self._sleep
+                self._launcher.wait([bell], seconds)
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
 
+    def _heed_request(self) -> None:
+        """Start nothing more once somebody has asked for it, and say so once."""
+        reason = self._inbox.stopped_by
+        if reason is None or self._plan.stopping:
+            return
+        self._plan.stop()
+        if not self._plan.idle:
+            message = f"Stopping by {reason}: the steps that run are waited for"
+            self._journal.say(logging.WARNING, message, "loop_session_start")
+
     def _commit(self, changes: list[Change]) -> None:
-        now = datetime.now(UTC)
+        now = self._clock()
         if changes or self._unwritten or not timedelta(0) <= now - self._heard_of < self._beat:
             self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []

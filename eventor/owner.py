@@ -11,6 +11,7 @@ import itertools
 import os
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 _PROC = Path("/proc")
+_LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,16 @@ def is_running(owner: Owner) -> bool | None:
     if found == start and owner.pid == os.getpid() and any(number):
         return owner in _claims
     return found == start
+
+
+def has_ended(process: Owner, seconds: float) -> bool:
+    """Wait for a process to end, `seconds` at most; one that cannot be seen is not waited for."""
+    deadline = time.monotonic() + seconds
+    while is_running(process):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
+    return True
 
 
 def holds(

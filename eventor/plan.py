@@ -162,11 +162,15 @@ class Plan:
 
     @property
     def stopping(self) -> bool:
-        """Whether an unhandled failure keeps tasks from starting."""
+        """Whether an unhandled failure, or a call of `stop`, keeps tasks from starting."""
         return self._stopping
 
+    def stop(self) -> None:
+        """Let no more tasks start."""
+        self._stopping = True
+
     def resume(self) -> None:
-        """Let ready tasks start again after a failure has stopped them."""
+        """Let ready tasks start again after a failure or a call has stopped them."""
         self._stopping = False
 
     def note(self, triggers: Iterable[Trigger]) -> list[Change]:

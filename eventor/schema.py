@@ -27,8 +27,16 @@ from sqlalchemy.types import TypeDecorator
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
-VERSION = 1
+VERSION = 2
 """The version of this schema, recorded in the store."""
+
+MIGRATIONS = {
+    1: (
+        "ALTER TABLE eventor_recovery ADD COLUMN keeper_pid INTEGER",
+        "ALTER TABLE eventor_recovery ADD COLUMN keeper_began TEXT",
+    ),
+}
+"""For an earlier version, the statements that make the next one of it."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -76,6 +84,8 @@ recovery = Table(
     Column("owner_began", Text),
     Column("lease_seconds", Float),
     Column("heartbeat_at", UtcDateTime),
+    Column("keeper_pid", Integer),
+    Column("keeper_began", Text),
 )
 
 result = Table(

@@ -14,7 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, create_engine, event, insert, inspect
+from sqlalchemy import URL, create_engine, event, insert, inspect, select, update
 from sqlalchemy.pool import StaticPool
 
 from eventor import schema
@@ -137,11 +137,17 @@ def enter_wal(path: Path) -> None:
 
 
 def add_tables(engine: Engine) -> None:
-    """Make the tables of a store, unless they are there."""
+    """Make the tables of a store, or bring those of an earlier version up to this one."""
     with engine.connect().execution_options(**{WRITING: True}) as connection, connection.begin():
         if not inspect(connection).has_table(schema.schema.name):
             schema.metadata.create_all(connection)
             connection.execute(insert(schema.schema), {"version": schema.VERSION})
+            return
+        found = connection.scalar(select(schema.schema.c.version))
+        for version in range(found or schema.VERSION, schema.VERSION):
+            for statement in schema.MIGRATIONS[version]:
+                connection.exec_driver_sql(statement)
+            connection.execute(update(schema.schema), {"version": version + 1})
 
 
 def _check_place(path: Path) -> None:
@@ -178,9 +184,9 @@ def _has_tables(path: Path) -> bool:
             f"the store {path} is a SQLite database of something else; it is left as it is"
         )
     for (version,) in versions:
-        if version != schema.VERSION:
+        if version not in (*schema.MIGRATIONS, schema.VERSION):
             raise StoreError(
                 f"the store {path} has schema version {version!r}, and this eventor knows "
-                f"version {schema.VERSION}; it is left as it is"
+                f"versions up to {schema.VERSION}; it is left as it is"
             )
     return bool(tables)

@@ -184,10 +184,10 @@ class Store:
                     f"run {run_id} has no recovery {base} to recover from; "
                     f"it has {', '.join(map(str, sorted(parents)))}"
                 )
-            _refuse_owned(connection, run_id, latest, now)
+            keeper = _refuse_owned(connection, run_id, latest, now)
             lineage = tuple(_lineage(parents, base))
             _insert_recovery(connection, run_id, latest + 1, base, claim, lease_seconds, now)
-        return Ledger(self, claim, run_id, latest + 1, lineage)
+        return Ledger(self, claim, run_id, latest + 1, lineage, keeper)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:
@@ -229,11 +229,19 @@ class Ledger:
     Attributes:
         run_id: the run's number in the store.
         recovery: the recovery's number in the run; 0 is the initial run.
+        keeper_before: the process that ends the steps of the owner before this one, if it died.
     """
 
     def __init__(
-        self, store: Store, claim: Owner, run_id: int, recovery: int, lineage: tuple[int, ...]
+        self,
+        store: Store,
+        claim: Owner,
+        run_id: int,
+        recovery: int,
+        lineage: tuple[int, ...],
+        keeper_before: Owner | None = None,
     ) -> None:
+        self.keeper_before = keeper_before
         self.run_id = run_id
         self.recovery = recovery
         self._store = store
@@ -241,6 +249,7 @@ class Ledger:
         self._lineage = lineage
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
         self._of = {f"of_{name}": value for name, value in self._here.items()}
+        self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
         self._definition: str | None = None
 
     def left(self) -> dict[TaskKey, Left]:
@@ -297,6 +306,12 @@ class Ledger:
                 {"definition": written},
             )
         self._definition = written
+
+    def kept_by(self, keeper: int | None) -> None:
+        """Take note of the process that ends the steps if this one dies; recorded with the next."""
+        if keeper is not None and keeper != self._keeper["new_keeper_pid"]:
+            began = owner.process_of(keeper).began
+            self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
 
     def record(self, changes: Iterable[Change], now: datetime) -> None:
         """Write all changes of one pass in one transaction, which also renews the lease.
@@ -370,7 +385,9 @@ class Ledger:
 
     def _renew(self, connection: Connection, now: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
-        if connection.execute(_renewal(), {**self._of, "new_heartbeat_at": now}).rowcount:
+        if connection.execute(
+            _renewal(), self._of | self._keeper | {"new_heartbeat_at": now}
+        ).rowcount:
             return
         query = (
             select(schema.recovery)
@@ -495,7 +512,11 @@ def _renewal() -> Update:
                 later.c.recovery > bindparam("of_recovery"),
             ),
         )
-        .values(heartbeat_at=bindparam("new_heartbeat_at"))
+        .values(
+            heartbeat_at=bindparam("new_heartbeat_at"),
+            keeper_pid=bindparam("new_keeper_pid"),
+            keeper_began=bindparam("new_keeper_began"),
+        )
     )
 
 
@@ -522,18 +543,24 @@ def _insert_recovery(
     connection.execute(insert(schema.recovery), row)
 
 
-def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> None:
-    """Raise an `OwnershipError` if the latest recovery of a run has a live owner."""
+def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> Owner | None:
+    """Return the keeper of a run whose owner has died, or None if it was let go of in peace.
+
+    Raises:
+        OwnershipError: the owner of its latest recovery lives.
+    """
     columns = schema.recovery.c
     row = connection.execute(
         select(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest)
     ).one()
     if row.owner_pid is None:
-        return
+        return None
     running = owner.is_running(_owner(row))
     lease = row.lease_seconds or 0.0
     if not owner.holds(running, row.heartbeat_at, lease, now):
-        return
+        if row.keeper_pid is None:
+            return None
+        return Owner(str(row.owner_host), row.keeper_pid, str(row.keeper_began))
     held = f"run {run_id} is owned by {_owner(row)}, in its recovery {latest}, and cannot be "
     if running is None:
         seen = (now - row.heartbeat_at).total_seconds()

@@ -11,12 +11,14 @@ All of this module runs in the worker, `Inlet` excepted; it knows nothing of eve
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
 import os
 import pickle
 import reprlib
+import signal
 import struct
 import sys
 import threading
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
+from eventor import keeper
 from eventor.errors import EventorError
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
@@ -113,6 +116,23 @@ class LogLevels:
         logging.disable(self.disabled)
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """From where a worker was started.
+
+    Attributes:
+        owner: the pid of the owner; a thread finds itself in it.
+        levels: the levels of the owner's loggers.
+        blocked: the signals that were blocked there; more are while a worker is started.
+        keeper: the pipe by which a process `keeper.announce`s itself.
+    """
+
+    owner: int
+    levels: LogLevels
+    blocked: frozenset[int]
+    keeper: Connection | None
+
+
 class Channel:
     """The worker's end of its pipe; several threads may send."""
 
@@ -197,26 +217,38 @@ class Inlet:
         return None
 
 
-def main(call: Call, connection: Connection, owner: int, levels: LogLevels) -> None:
+def main(call: Call, connection: Connection, origin: Origin) -> None:
     """Do what a worker has to do; the target of its process or thread.
 
     Args:
         call: the step's call.
         connection: the writing end of the worker's pipe.
-        owner: the pid of the owner; a thread finds itself in it.
-        levels: the levels of the owner's loggers.
+        origin: from where it was started.
     """
     channel = Channel(connection)
-    if os.getpid() != owner:
-        levels.set()
+    if os.getpid() != origin.owner:
+        _lead_group(origin)
+        origin.levels.set()
         forward_logging(channel)
+    signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
     outcome = run(call)
     # A child that the step has forked returns here too; the outcome is the step's to tell.
     if channel.mine:
         channel.send(outcome)
     # The pipe of a process stays open: what is logged while it ends still has a way.
-    if os.getpid() == owner:
+    if os.getpid() == origin.owner:
         channel.close()
+
+
+def _lead_group(origin: Origin) -> None:
+    """Lead a process group, so that a Ctrl-C for the owner's is not for this process."""
+    with contextlib.suppress(PermissionError):  # the leader of a session leads its group already
+        os.setpgid(0, 0)
+    if origin.keeper is not None:
+        keeper.announce(origin.keeper)
+    if signal.SIGINT in signal.sigpending():
+        # It came while this process was still in the owner's group.
+        signal.signal(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 
 def run(call: Call) -> Outcome:

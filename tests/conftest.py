@@ -52,6 +52,32 @@ def script(tmp_path):
     return run
 
 
+@pytest.fixture
+def start(tmp_path):
+    """Start a Python script, given as text, in a session and directory of its own."""
+    started = []
+
+    def run(code, *arguments, options=("-W", "error")):
+        path = tmp_path / "program.py"
+        path.write_text(textwrap.dedent(code))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *options, path, *arguments],
+                cwd=tmp_path,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate(timeout=30)
+
+
 def wait_until(condition, seconds=30):
     """Wait for a condition to hold, and fail at a deadline."""
     deadline = time.monotonic() + seconds

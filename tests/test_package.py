@@ -24,6 +24,8 @@ FLOORS = [
     "schema",
     "sqlite",
     "store",
+    "keeper",
+    "signals",
     "task",
     "launch",
     "logs",

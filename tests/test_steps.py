@@ -399,9 +399,9 @@ def test_an_outcome_sent_just_before_the_process_is_seen_dead_is_read(make, monk
 
 def test_a_step_that_ends_wakes_the_loop(make, monkeypatch):
     """With waits that never end by themselves, the flow would stand still if it did not."""
-    from eventor import loop
+    from eventor import launch
 
-    monkeypatch.setattr(loop, "wait", lambda signals, _timeout, wait=loop.wait: wait(signals))
+    monkeypatch.setattr(launch, "wait", lambda signals, _timeout, wait=launch.wait: wait(signals))
     ev = make(config={"sleep_between_loops": 3600})
     events = [ev.add_event(f"e{number}") for number in range(21)]
     for number in range(20):

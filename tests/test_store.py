@@ -41,7 +41,31 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
     ev.close()
     make(name="mine", run_mode="recover").close()
     assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
-    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(1,)]
+    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(2,)]
+
+
+def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path):
+    def build(**arguments):
+        ev = make(**arguments)
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", func=int))
+        return ev, go
+
+    ev, go = build()
+    ev.trigger_event(go)
+    assert ev() is True
+    ev.close()
+    store = tmp_path / "flow.db"
+    for column in ("keeper_pid", "keeper_began"):
+        sql(store, f"ALTER TABLE eventor_recovery DROP COLUMN {column}")
+    sql(store, "UPDATE eventor_schema SET version = 1")
+    ev, _ = build(run_mode=evr.RunMode.recover)
+    assert ev() is True
+    assert [task.replay for task in ev.tasks()] == ["skip"]
+    assert sql(store, "SELECT version, keeper_pid FROM eventor_schema, eventor_recovery") == [
+        (2, None),
+        (2, None),
+    ]
 
 
 def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_path, monkeypatch):

@@ -1,0 +1,207 @@
+"""The keeper: a small process that ends what a dead owner has left running.
+
+    owner  -- fork, before any step -->  keeper
+    step   -- begun, as its first act --->  |
+    owner  -- ended ----------------------> |   over one pipe
+
+Each step leads a process group of its own, so what it starts is in that group too. The death of the
+owner ends the pipe, or shows in the keeper's parent; the keeper then kills all groups that it
+knows. A signal upon the parent's death would need no keeper, but Linux alone has one, and it does
+not reach what a step has started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import struct
+import sys
+import threading
+import time
+import warnings
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from multiprocessing.connection import Connection
+
+_RECORD = struct.Struct("=ci")
+_BEGUN = b"+"
+_ENDED = b"-"
+
+_LOOK_SECONDS = 0.2
+"""How often the keeper looks at its parent, should others hold the pipe open."""
+
+_LAST_SECONDS = 5.0
+"""How long a dead owner's keeper waits for steps that were forked and have not said so yet."""
+
+
+def announce(pipe: Connection) -> None:
+    """Tell the keeper, from a step's process, the group that it leads; and let go of the pipe."""
+    _send(pipe, _BEGUN, os.getpid())
+    pipe.close()
+
+
+def _send(pipe: Connection, what: bytes, group: int) -> None:
+    # A pipe that is full or broken is that of a keeper which is stopped or dead.
+    with contextlib.suppress(OSError):
+        os.write(pipe.fileno(), _RECORD.pack(what, group))
+
+
+class Groups:
+    """The process groups in which something may still run.
+
+    Args:
+        signal_group: sends a signal to a group, as `os.killpg`.
+    """
+
+    def __init__(self, signal_group: Callable[[int, int], None] = os.killpg) -> None:
+        self._signal = signal_group
+        self._running: set[int] = set()
+        self._left: set[int] = set()
+        self._buffer = b""
+
+    def take(self, data: bytes) -> None:
+        """Take in what has come over the pipe."""
+        self._buffer += data
+        whole = len(self._buffer) - len(self._buffer) % _RECORD.size
+        for what, group in _RECORD.iter_unpack(self._buffer[:whole]):
+            if what == _BEGUN:
+                self._running.add(group)
+            else:
+                self._running.discard(group)
+                self._left.add(group)
+        self._buffer = self._buffer[whole:]
+        self.forget_empty()
+
+    def forget_empty(self) -> None:
+        """Forget the groups of ended steps that are empty: their number may be given again."""
+        for group in tuple(self._left):
+            try:
+                self._signal(group, 0)
+            except OSError:
+                self._left.discard(group)
+
+    def kill(self) -> None:
+        """Kill all groups, and forget them."""
+        for group in self._running | self._left:
+            with contextlib.suppress(OSError):
+                self._signal(group, signal.SIGKILL)
+        self._running.clear()
+        self._left.clear()
+
+
+class Keeper:
+    """The owner's hold on its keeper.
+
+    Attributes:
+        pipe: what a step's process `announce`s itself by.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self.pipe = Pipe(duplex=False)
+        os.set_blocking(self.pipe.fileno(), False)
+        self._pid = 0
+
+    def ensure(self, groups: Iterable[int]) -> int:
+        """Return the pid of a keeper that lives; a new one learns of `groups`, which run now.
+
+        Raises:
+            OSError: it cannot be forked.
+        """
+        if not self._lives():
+            owner = os.getpid()
+            with unwarned(), _all_signals_blocked():
+                pid = os.fork()
+                if pid == 0:
+                    _keep(self._reading.fileno(), owner)
+            self._pid = pid
+            for group in groups:
+                _send(self.pipe, _BEGUN, group)
+        return self._pid
+
+    def forget(self, group: int) -> None:
+        """Say that a step has ended."""
+        _send(self.pipe, _ENDED, group)
+
+    def close(self) -> None:
+        """End the keeper; nothing is killed by it any more."""
+        if self._lives():
+            os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+        self._pid = 0
+        self._reading.close()
+        self.pipe.close()
+
+    def _lives(self) -> bool:
+        if not self._pid:
+            return False
+        try:
+            return os.waitpid(self._pid, os.WNOHANG) == (0, 0)
+        except ChildProcessError:
+            return False
+
+
+@contextlib.contextmanager
+def unwarned() -> Iterator[None]:
+    """Fork without Python's own warning of other threads: eventor gives one, and only one."""
+    if sys.version_info < (3, 12) or threading.active_count() == 1:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded")
+        yield
+
+
+@contextlib.contextmanager
+def _all_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _keep(reading: int, owner: int) -> NoReturn:
+    """Be the keeper; its signals stay blocked, so it ends with its owner or by a kill alone."""
+    try:
+        _detach(reading)
+        groups = Groups()
+        ended = False
+        while not ended and os.getppid() == owner:
+            ended = _hear(groups, reading, _LOOK_SECONDS)
+            groups.forget_empty()
+        deadline = time.monotonic() + _LAST_SECONDS
+        groups.kill()
+        while not ended and time.monotonic() < deadline:
+            ended = _hear(groups, reading, _LOOK_SECONDS)
+            groups.kill()
+    finally:
+        os._exit(0)
+
+
+def _detach(reading: int) -> None:
+    """Leave the owner's session, and hold nothing of its own open but the pipe."""
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(nowhere, standard)
+    for descriptor in [int(name) for name in os.listdir("/dev/fd")]:  # noqa: PTH208
+        if descriptor > 2 and descriptor != reading:  # noqa: PLR2004
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def _hear(groups: Groups, reading: int, seconds: float) -> bool:
+    """Wait for something to come in, take it, and tell whether the pipe has ended."""
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        return False
+    data = os.read(reading, 1 << 16)
+    groups.take(data)
+    return not data

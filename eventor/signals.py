@@ -1,0 +1,79 @@
+"""SIGINT and SIGTERM while `ev()` runs: noted first, and given their effect when it has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Self
+
+TAKEN = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals:
+    """Takes the signals within a `with` block; at its end they have the effect they had before.
+
+    Only the main thread can take them, so in any other this does nothing. A signal that the program
+    ignores, or that something else than Python handles, is left as it is.
+
+    Args:
+        on_signal: is called with the number of each signal that comes, between two bytecodes.
+        on_end: is called before a signal ends this process by default.
+    """
+
+    def __init__(self, on_signal: Callable[[int], None], on_end: Callable[[], Any]) -> None:
+        self._on_signal = on_signal
+        self._on_end = on_end
+        self._earlier: dict[int, Any] = {}
+        self._came: dict[int, None] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in TAKEN:
+                if (earlier := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                    self._earlier[number] = earlier
+                    signal.signal(number, self._note)
+            _active.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self not in _active:
+            return
+        # Blocked, so that none is lost between the noting of one and the effect of another.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
+        try:
+            _active.remove(self)
+            self.give_back()
+            if any(self._earlier[number] is signal.SIG_DFL for number in self._came):
+                self._on_end()
+            for number in self._came:
+                os.kill(os.getpid(), number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def give_back(self) -> None:
+        """Set the handlers that were there before, unless the program has set others since."""
+        for number, earlier in self._earlier.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, earlier)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self._came[number] = None
+        self._on_signal(number)
+
+
+_active: list[Signals] = []
+
+
+def _give_back_in_child() -> None:
+    """A forked process, a step's or another, is no owner: its signals mean what they meant."""
+    while _active:
+        _active.pop().give_back()
+
+
+os.register_at_fork(after_in_child=_give_back_in_child)

@@ -1,0 +1,164 @@
+"""No leftovers: when the owner dies, so do its steps and what they have started."""
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+
+import pytest
+
+import eventor as evr
+from eventor import owner
+from eventor.keeper import Groups
+from tests.conftest import sql, wait_until
+
+PROGRAM = """
+import multiprocessing, os, signal, subprocess, sys, threading, time, hashlib
+from pathlib import Path
+import eventor as evr
+
+def tell(*pids):
+    Path("draft").write_text(" ".join(map(str, [os.getpid(), *pids])))
+    Path("draft").rename("reached")
+
+def deaf():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "600"])
+    grandchild = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '600'])"]
+    )
+    tell(child.pid, grandchild.pid)
+    hashlib.pbkdf2_hmac("sha256", b"in a C call", b"", (1 << 31) - 1)
+
+def leave():
+    child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+    Path("left").write_text(str(child.pid))
+    child.returncode = 0
+
+def behind():
+    tell(Path("left").read_text())
+    time.sleep(600)
+
+def kill_keeper():
+    import sqlite3
+    with sqlite3.connect("flow.db") as connection:
+        (pid,) = connection.execute("SELECT keeper_pid FROM eventor_recovery").fetchone()
+    connection.close()
+    os.kill(pid, signal.SIGKILL)
+
+def build(store, first, second=deaf, **config):
+    ev = evr.Eventor(store=store, config={"logdir": ".", **config})
+    one, two = ev.add_event("one"), ev.add_event("two")
+    ev.add_assoc(one, ev.add_step("first", func=first, triggers={"at_success": two}))
+    ev.add_assoc(two, ev.add_step("second", func=second))
+    ev.trigger_event(one)
+    return ev
+
+if __name__ == "__main__":
+    what = sys.argv[1]
+    if what == "fork":
+        build("flow.db", deaf)()
+    elif what == "spawn":
+        build("flow.db", deaf, task_construct=multiprocessing.get_context("spawn").Process)()
+    elif what == "leave":
+        build("flow.db", leave, behind)()
+    elif what == "kill keeper":
+        build("flow.db", kill_keeper)()
+    elif what == "side by side":
+        # Each holds the other's pipe open.
+        def other():
+            Path("other").write_text(str(os.getpid()))
+            time.sleep(600)
+        def first():
+            while not Path("other").exists():
+                time.sleep(0.005)
+            tell(Path("other").read_text())
+            time.sleep(600)
+        threading.Thread(target=build("other.db", other)).start()
+        build("flow.db", first)()
+    elif what == "end":
+        assert build("flow.db", leave, int)() is True
+        child = int(Path("left").read_text())
+        os.kill(child, signal.SIGKILL)
+        try:
+            print(os.waitpid(-1, 0))
+        except ChildProcessError:
+            print("no child is left")
+"""
+
+
+def gone(pid):
+    return owner._start_of(int(pid)) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGABRT])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "fork",
+        "leave",
+        "kill keeper",
+        "side by side",
+        pytest.param("spawn", marks=pytest.mark.slow),
+    ],
+)
+def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, number):
+    process = start(PROGRAM, what, options=("-W", "ignore"))
+    wait_until((tmp_path / "reached").exists)
+    (keeper,) = sql(tmp_path / "flow.db", "SELECT keeper_pid FROM eventor_recovery")
+    pids = [*(tmp_path / "reached").read_text().split(), *keeper]
+    assert len(pids) > 2
+    assert not any(map(gone, pids))
+    process.send_signal(number)
+    process.wait(30)
+    wait_until(lambda: all(map(gone, pids)))
+
+
+def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script):
+    ran = script(PROGRAM, "end")
+    assert ran.stdout == "no child is left\n", ran.stderr
+
+
+def records(*messages):
+    return b"".join(struct.pack("=ci", what, group) for what, group in messages)
+
+
+def test_the_keeper_knows_which_groups_may_still_have_processes():
+    sent, empty = [], {2}
+
+    def signal_group(group, number):
+        if group in empty:
+            raise ProcessLookupError
+        sent.append((group, number))
+
+    groups = Groups(signal_group)
+    data = records((b"+", 1), (b"+", 2), (b"+", 3), (b"-", 2), (b"-", 3), (b"-", 9))
+    for cut in range(len(data)):
+        groups.take(data[cut : cut + 1])
+    empty.add(9)
+    groups.forget_empty()
+    sent.clear()
+    groups.kill()
+    assert sorted(sent) == [(1, signal.SIGKILL), (3, signal.SIGKILL)]
+    groups.kill()
+    assert len(sent) == 2
+
+
+def test_a_recovery_waits_until_the_steps_of_a_dead_owner_are_ended(make, tmp_path, monkeypatch):
+    make().close()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        keeper = owner.process_of(process.pid)
+        place = keeper.began.split(" ")[0]
+        sql(
+            tmp_path / "flow.db",
+            f"UPDATE eventor_recovery SET owner_host = 'h', owner_pid = {os.getpid()}, "
+            f"owner_began = '{place} 1 1', keeper_pid = {keeper.pid}, "
+            f"keeper_began = '{keeper.began}'",
+        )
+        monkeypatch.setattr("eventor.eventor._KEEPER_SECONDS", 0.05)
+        with pytest.raises(evr.RecoveryError, match=f"still being ended by process {keeper.pid}"):
+            make(run_mode=evr.RunMode.recover)
+        process.kill()
+    assert make(run_mode=evr.RunMode.recover).recovery == 2

@@ -1,0 +1,288 @@
+"""SIGINT, SIGTERM and stop(): what runs finishes, or is ended and stays recorded as active."""
+
+import importlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from eventor import owner
+from tests.conftest import sql, statuses, wait_until
+
+FORK = multiprocessing.get_context("fork").Process
+
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+import eventor as evr
+from eventor import launch
+
+def first():
+    Path("reached").write_text(str(os.getpid()))
+    while not Path("go").exists():
+        time.sleep(0.005)
+
+def deaf():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    Path("draft").write_text(f"{os.getpid()} {child}")
+    Path("draft").rename("reached")
+    time.sleep(600)
+
+if "handle" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda number, _: print("handled", number, flush=True))
+launch.GRACE_SECONDS = 0.2
+ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."})
+one, two = ev.add_event("one"), ev.add_event("two")
+func = deaf if "deaf" in sys.argv else first
+ev.add_assoc(one, ev.add_step("first", func=func, triggers={"at_success": two}))
+ev.add_assoc(two, ev.add_step("second", func=Path("second").touch))
+if sys.argv[1] == "restart":
+    ev.trigger_event(one)
+handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+try:
+    print(ev(), flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+"""
+
+
+@pytest.fixture
+def interrupt(start, tmp_path):
+    """Start the program, send it signals one by one, and return its process at its end."""
+
+    def run(*numbers, word="plain"):
+        process = start(PROGRAM, "restart", word)
+        wait_until((tmp_path / "reached").exists)
+        log = tmp_path / "program.debug.log"
+        for number in numbers:
+            os.killpg(process.pid, number)
+            wait_until(lambda: "Stopping by SIG" in log.read_text())
+        (tmp_path / "go").touch()
+        return process, *process.communicate(timeout=60)
+
+    return run
+
+
+def tasks(tmp_path):
+    query = "SELECT recovery, step, status, replay FROM eventor_task ORDER BY task_id"
+    return sql(tmp_path / "flow.db", query)
+
+
+def test_the_first_interrupt_lets_what_runs_finish(interrupt, script, tmp_path):
+    process, out, _ = interrupt(signal.SIGINT)
+    assert (process.returncode, out) == (0, "interrupted\n")
+    assert tasks(tmp_path) == [(0, "first", "success", None), (0, "second", "ready", None)]
+    assert not (tmp_path / "second").exists()
+    assert script(PROGRAM, "recover").stdout == "True\n"
+    assert tasks(tmp_path)[2:] == [
+        (1, "first", "success", "skip"),
+        (1, "second", "success", "rerun"),
+    ]
+
+
+def test_a_termination_has_its_default_effect_once_all_is_recorded(interrupt, tmp_path):
+    process, out, err = interrupt(signal.SIGTERM)
+    assert (process.returncode, out) == (-signal.SIGTERM, "")
+    assert tasks(tmp_path) == [(0, "first", "success", None), (0, "second", "ready", None)]
+    assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
+    assert "Stopped by SIGTERM: 1 tasks stay ready" in err
+
+
+def test_a_termination_reaches_the_handler_of_the_program(interrupt, tmp_path):
+    process, out, _ = interrupt(signal.SIGTERM, word="handle")
+    assert (process.returncode, out) == (0, "handled 15\nFalse\n")
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_ends_what_runs_and_leaves_it_active(interrupt, tmp_path, script, second):
+    process, out, err = interrupt(signal.SIGINT, second, word="deaf")
+    if second == signal.SIGINT:
+        assert (process.returncode, out) == (0, "interrupted\n")
+    else:
+        assert process.returncode == -signal.SIGTERM
+    assert f"Cut short: {second.name} ended the running steps" in err
+    assert tasks(tmp_path) == [(0, "first", "active", None)]
+    for pid in (tmp_path / "reached").read_text().split():
+        assert owner._start_of(int(pid)) is None
+    assert script(PROGRAM, "recover").stdout == "True\n"
+    assert tasks(tmp_path)[1][3] == "rerun"
+
+
+@pytest.fixture
+def two(make):
+    """Make a flow whose second step waits for its first."""
+
+    def build(first, **arguments):
+        ev = make(**arguments)
+        one, then = ev.add_event("one"), ev.add_event("then")
+        ev.add_assoc(one, ev.add_step("first", func=first, triggers={"at_success": then}))
+        ev.add_assoc(then, ev.add_step("second", func=int))
+        ev.trigger_event(one)
+        return ev
+
+    return build
+
+
+def goes_on(ev, *, left):
+    assert ev() is False
+    assert statuses(ev) == left
+    assert ev() is True
+    assert statuses(ev) == {"first[1]": "success", "second[1]": "success"}
+
+
+def test_stop_in_a_thread_lets_nothing_more_start(two):
+    def stop():
+        ev.stop()
+
+    ev = two(stop, config={"task_construct": threading.Thread})
+    goes_on(ev, left={"first[1]": "success", "second[1]": "ready"})
+
+
+def test_stop_in_a_signal_handler_lets_nothing_more_start(two):
+    ev = two(lambda: os.kill(os.getppid(), signal.SIGUSR1))
+    before = signal.signal(signal.SIGUSR1, lambda *_: ev.stop())
+    try:
+        goes_on(ev, left={"first[1]": "success", "second[1]": "ready"})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_stop_before_the_call_holds_for_it(two):
+    ev = two(int)
+    ev.stop()
+    goes_on(ev, left={"first[1]": "ready"})
+
+
+def test_a_stop_after_which_nothing_waits_is_an_end_like_any_other(two):
+    ev = two(int)
+    assert ev() is True
+    ev.stop()
+    assert ev() is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_program_ignores_stops_nothing(two, number):
+    ev = two(lambda: os.kill(os.getppid(), number))
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert ev() is True
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_that_are_set_while_the_flow_runs_stay(two):
+    def mine(*_):
+        """Do nothing."""
+
+    before = signal.getsignal(signal.SIGTERM)
+    ev = two(int)
+    put = ev._inbox.forget_requests
+
+    def set_mine():
+        signal.signal(signal.SIGTERM, mine)
+        put()
+
+    ev._inbox.forget_requests = set_mine
+    try:
+        assert ev() is True
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interrupted(FORK):
+    """A process that a Ctrl-C finds while it is still in its owner's group."""
+
+    def run(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        super().run()
+
+
+@pytest.mark.parametrize("construct", [FORK, Interrupted])
+def test_a_step_has_the_signals_of_the_program_and_a_group_of_its_own(two, construct):
+    def look():
+        return (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+            signal.getsignal(signal.SIGTERM) is signal.SIG_DFL,
+            signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            os.getpgrp() == os.getpid(),
+        )
+
+    ev = two(look, config={"task_construct": construct})
+    assert ev() is True
+    assert ev.tasks("first")[0].result == (True, True, set(), True)
+
+
+@pytest.mark.filterwarnings("ignore:eventor is about to fork")
+@pytest.mark.parametrize("construct", [FORK, threading.Thread])
+def test_a_flow_runs_in_any_thread(two, construct):
+    ev = two(os.getpid, config={"task_construct": construct})
+    results = []
+    thread = threading.Thread(target=lambda: results.append(ev()))
+    thread.start()
+    thread.join()
+    assert results == [True]
+
+
+@pytest.fixture
+def other_thread():
+    """Have another thread, which logs, writes and imports all the time."""
+    stop = threading.Event()
+
+    def work():
+        with Path(os.devnull).open("w") as file:
+            while not stop.is_set():
+                logging.getLogger("other").warning("x")
+                print("x", file=file)
+                importlib.reload(sys.modules["this_and_that"])
+
+    sys.modules["this_and_that"] = importlib.import_module("colorsys")
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def test_a_fork_beside_other_threads_gives_one_warning(two, other_thread):
+    ev = two(int)
+    with pytest.warns(RuntimeWarning) as caught:
+        assert ev() is True
+    (warning,) = caught
+    assert "fork beside 1 other thread(s)" in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_as_an_error_it_comes_before_anything_is_active(two, other_thread):
+    ev = two(int)
+    with pytest.raises(RuntimeWarning, match="get_context"):
+        ev()
+    assert statuses(ev) == {}
+    spawn = {"task_construct": multiprocessing.get_context("spawn").Process}
+    assert two(int, config=spawn)() is True
+
+
+@pytest.mark.filterwarnings("ignore:eventor is about to fork")
+def test_locks_of_other_threads_do_not_stop_a_step(make, other_thread):
+    def step():
+        logging.getLogger("other").warning("y")
+        print("y")
+        importlib.reload(importlib.import_module("colorsys"))
+
+    ev = make(config={"max_concurrent": 4})
+    go = ev.add_event("go")
+    for number in range(40):
+        ev.add_assoc(go, ev.add_step(f"s{number}", func=step))
+    ev.trigger_event(go)
+    assert ev() is True
