@@ -82,6 +82,7 @@ class Config:
         lease_seconds: seconds after which a run whose owner was not heard of may be taken over from
             another host; on the same host, a recovery sees whether the owner lives. `ev()` is
             heard of three times in that time.
+        strict_recovery: whether a recovery refuses to run a flow that is not what was recorded.
     """
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
@@ -91,6 +92,7 @@ class Config:
     stop_on_exception: bool = True
     sleep_between_loops: float = 1
     lease_seconds: float = 30
+    strict_recovery: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "stop_on_exception": _flag,
     "sleep_between_loops": _seconds,
     "lease_seconds": _lease,
+    "strict_recovery": _flag,
 }
 
 

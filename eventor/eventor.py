@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eventor import drift
 from eventor.config import read_config, read_level, read_word, unknown
 from eventor.errors import ConfigError, DefinitionError, RecoveryError, StoreError, UsageError
 from eventor.flow import Event, Flow, Step, read_sequence
@@ -20,12 +21,15 @@ from eventor.launch import Launcher, most_at_once
 from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
 from eventor.owner import has_ended
-from eventor.plan import Plan, Trigger
+from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, TaskSkipped, Trigger
 from eventor.signals import Signals
 from eventor.store import Store, locate
 from eventor.types import (
     Cause,
     CauseKind,
+    PlannedTask,
+    PlannedTrigger,
+    Preview,
     RaisedEvent,
     RunMode,
     Sequence,
@@ -107,10 +111,11 @@ class Eventor:
                 else self._store.begin_recovery(name, base, lease, now)
             )
             _await_keeper(ledger)
+            self._left = ledger.left()
             limit = self._config.max_concurrent
             self._plan = Plan(
                 self._flow,
-                self._ledger.left(),
+                self._left,
                 limit if limit >= 1 else most_at_once(),
                 stop_on_exception=self._config.stop_on_exception,
             )
@@ -256,6 +261,7 @@ class Eventor:
             StoreError: something could not be recorded; nothing was launched after that.
             OwnershipError: another host has taken over the run, since this Eventor was not heard
                 of for longer than its lease; nothing was launched after that.
+            RecoveryError: the flow is not what was recorded, and `strict_recovery` is True.
             UsageError: this Eventor is closed, already running, or was made by another process.
         """
         self._check_usable()
@@ -267,6 +273,43 @@ class Eventor:
                 return self._run()
         finally:
             self._running.release()
+
+    def preview(self, failing: Iterable[Step | str] = ()) -> Preview:
+        """Tell what `ev()` would do with what is recorded now; nothing is written or run.
+
+        Args:
+            failing: the steps, as themselves or by name, that are taken to fail; all others are
+                taken to end well.
+
+        Raises:
+            DefinitionError: there is no such step.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, running, or was made by another process.
+        """
+        self._check_usable()
+        self._check_whole()
+        if isinstance(failing, str | Step):
+            failing = (failing,)
+        failed = {self._step_name(step) for step in failing}
+        if not self._running.acquire(blocking=False):
+            raise UsageError("ev() is running; what it would do cannot be told before it ends")
+        try:
+            again, changed = ([], []) if self._resumed else self._look_back()
+            changes = self._plan.foresee(
+                [*self._inbox.peek(), *again], lambda task: task.step in failed
+            )
+        finally:
+            self._running.release()
+        return Preview(
+            tuple(self._planned(c.task) for c in changes if isinstance(c, TaskActive)),
+            tuple(self._planned(c.task) for c in changes if isinstance(c, TaskSkipped)),
+            tuple(
+                PlannedTrigger(c.event, c.sequence, int(c.cause.detail or 0))
+                for c in changes
+                if isinstance(c, EventRaised) and c.cause.kind is CauseKind.recovery
+            ),
+            tuple(changed),
+        )
 
     def stop(self) -> None:
         """Let `ev()` start nothing more: what runs finishes and is recorded, then it returns.
@@ -347,10 +390,10 @@ class Eventor:
             self._release()
 
     def _run(self) -> bool:
+        if not self._resumed:
+            self._resume_run()
         try:
             self._ledger.define(self._flow.definition(), datetime.now(UTC))
-            if not self._resumed:
-                self._raise_again()
             self._plan.resume()
             whole = Loop(
                 self._flow,
@@ -384,17 +427,33 @@ class Eventor:
             self._journal.say(logging.WARNING, message, "loop_session_start")
         self._journal.say(logging.INFO, "Processing finished", "loop_session_start")
 
-    def _raise_again(self) -> None:
-        for trigger in self._ledger.triggers():
-            if trigger.event in self._flow.events:
-                self._inbox.put(trigger)
-            else:
-                message = (
-                    f"Event {trigger.event} was triggered before in sequence {trigger.sequence}, "
-                    "and is no longer defined"
-                )
-                self._journal.say(logging.WARNING, message, "loop_session_start")
+    def _resume_run(self) -> None:
+        """Take up what the recovered run was triggered with, if the flow is still the same."""
+        again, changed = self._look_back()
+        if changed:
+            message = f"The flow is not what the run has recorded: {'; '.join(changed)}"
+            if self._config.strict_recovery:
+                raise RecoveryError(f"{message}; nothing has run, since strict_recovery is True")
+            self._journal.say(logging.WARNING, message, "loop_session_start")
+        for trigger in again:
+            self._inbox.put(trigger)
         self._resumed = True
+
+    def _look_back(self) -> tuple[list[Trigger], list[str]]:
+        """Return the triggers to raise again, and what has changed in the flow."""
+        triggers = self._ledger.triggers()
+        before = self._ledger.definition_before()
+        changed = [
+            *([] if before is None else drift.differences(before, self._flow.definition())),
+            *drift.lost_triggers(triggers, self._flow.events),
+            *drift.lost_tasks(self._left, self._flow.steps),
+        ]
+        return [trigger for trigger in triggers if trigger.event in self._flow.events], changed
+
+    def _planned(self, task: TaskKey) -> PlannedTask:
+        left = self._plan.how_left(task)
+        replay = None if left is None else self._flow.steps[task.step].recovery[left]
+        return PlannedTask(task.step, task.sequence, left, replay)
 
     def _record_triggers(self) -> None:
         """Record what is waiting in the inbox; while `ev()` runs, it does so itself."""

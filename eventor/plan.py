@@ -7,6 +7,7 @@ writes them down, and then acts on them.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,10 +22,11 @@ from eventor.types import (
     StepReplay,
     StepTriggers,
     TaskStatus,
+    failure,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from eventor.flow import Flow, Step
 
@@ -199,6 +201,30 @@ class Plan:
             self._start(self._ready.popleft())
             self._settle()
         return self._take_changes()
+
+    def foresee(
+        self, triggers: Iterable[Trigger], fails: Callable[[TaskKey], bool]
+    ) -> list[Change]:
+        """Return the changes that would follow, until nothing is left; this plan stays as it is.
+
+        Args:
+            triggers: what would come in first.
+            fails: tells which of the tasks that run would fail.
+        """
+        shared = {id(what): what for what in (self._flow, self._previous)}
+        plan = copy.deepcopy(self, shared)
+        plan.resume()
+        changes = plan.advance(triggers)
+        for change in changes:  # which grows meanwhile
+            if isinstance(change, TaskActive):
+                ended = failure("") if fails(change.task) else Outcome(TaskStatus.success, "")
+                changes += plan.advance([TaskEnded(change.task, ended)])
+        return changes
+
+    def how_left(self, task: TaskKey) -> TaskStatus | None:
+        """Return the status in which earlier recoveries left a task; None for a new one."""
+        left = self._previous.get(task)
+        return None if left is None else left.status
 
     def _take_changes(self) -> list[Change]:
         changes, self._changes = self._changes, []

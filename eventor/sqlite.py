@@ -35,6 +35,12 @@ _RETRY_SECONDS = 0.01
 
 _MAGIC = b"SQLite format 3\0"
 
+# Not even root is to write to what somebody has made read-only.
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+Identity = tuple[tuple[int, int], ...]
+"""Which files a store is: by device and inode, its own and that of its log."""
+
 
 def check_file(path: Path, *, must_exist: bool) -> None:
     """Make sure that `path` is a store of eventor, or that one can be made there.
@@ -58,11 +64,14 @@ def check_file(path: Path, *, must_exist: bool) -> None:
         raise StoreError(f"the store {path} is a directory; expected a file")
     if not stat.S_ISREG(mode):
         raise StoreError(f"the store {path} is no regular file; expected a SQLite file")
-    if not os.access(path, os.R_OK | os.W_OK):
+    if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
         raise StoreError(f"the store {path} cannot be both read and written by this user")
     _check_place(path)
-    with path.open("rb") as file:
-        head = file.read(len(_MAGIC))
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise StoreError(f"the store {path} cannot be read: {error}") from error
     if head and head != _MAGIC:
         raise StoreError(f"the store {path} is a file, but not a SQLite database")
     if not (head and _has_tables(path)) and must_exist:
@@ -87,6 +96,10 @@ def open_engine(path: Path | None) -> Engine:
         connection.isolation_level = None
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # A damaged page is found when it is read, and what a stranger has put into the schema
+        # runs nothing but plain SQL (sqlite.org/security.html).
+        connection.execute("PRAGMA cell_size_check = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -150,6 +163,22 @@ def add_tables(engine: Engine) -> None:
             connection.execute(update(schema.schema), {"version": version + 1})
 
 
+def identify(path: Path) -> Identity:
+    """Return which files an open store is.
+
+    SQLite goes on writing to a file that was deleted or replaced (sqlite.org/howtocorrupt.html), so
+    that has to be looked for.
+
+    Raises:
+        OSError: a file is gone, or can no longer be written.
+    """
+    own = path.stat()
+    if not own.st_mode & _WRITABLE:
+        raise PermissionError("it was made read-only")
+    log = path.with_name(path.name + "-wal").stat()
+    return ((own.st_dev, own.st_ino), (log.st_dev, log.st_ino))
+
+
 def _check_place(path: Path) -> None:
     """SQLite writes beside the store, so its directory has to be writable too."""
     place = path.parent
@@ -175,7 +204,7 @@ def _has_tables(path: Path) -> bool:
                 if schema.schema.name in tables
                 else []
             )
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         raise StoreError(
             f"the store {path} cannot be read as a SQLite database: {error}"
         ) from error

@@ -124,6 +124,7 @@ class Store:
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
         self._engine = sqlite.open_engine(path)
+        self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
                 if path is not None and not path.exists():
@@ -131,6 +132,7 @@ class Store:
                 if path is not None:
                     sqlite.enter_wal(path)
                 sqlite.add_tables(self._engine)
+                self._identity = None if path is None else sqlite.identify(path)
         except BaseException:
             self.close()
             raise
@@ -191,11 +193,17 @@ class Store:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:
-        """Give a connection in a transaction that is committed at the end, or undone."""
+        """Give a connection in a transaction that is committed at the end, or undone.
+
+        Raises:
+            StoreError: it could not be committed, or the file in which it was is not there.
+        """
         with self._lock, self._translated(what), self._engine.connect() as connection:
+            self._check_files()
             connection.execution_options(**{sqlite.WRITING: True})
             with connection.begin():
                 yield connection
+            self._check_files()
 
     @contextmanager
     def reading(self, what: str) -> Iterator[Connection]:
@@ -214,10 +222,20 @@ class Store:
             owner.disclaim(claim)
             raise
 
+    def _check_files(self) -> None:
+        path = self.location.path
+        if path is not None and sqlite.identify(path) != self._identity:
+            raise FileNotFoundError("it, or the log beside it, was replaced while it was in use")
+
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
+        except (ValueError, TypeError, OverflowError) as error:
+            raise StoreError(
+                f"the store {self.location} cannot {what}: "
+                f"it holds something that eventor has not written: {error}"
+            ) from error
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             cause = getattr(error, "orig", None) or error
             raise StoreError(f"the store {self.location} cannot {what}: {cause}") from error
@@ -293,6 +311,23 @@ class Ledger:
                 )
                 for row in connection.execute(query)
             ]
+
+    def definition_before(self) -> Any:
+        """Return the definition that the recoveries before this one recorded last, or None."""
+        columns = schema.recovery.c
+        query = (
+            select(columns.definition)
+            .where(
+                columns.run_id == self.run_id,
+                columns.recovery.in_(self._lineage),
+                columns.definition.is_not(None),
+            )
+            .order_by(columns.recovery.desc())
+            .limit(1)
+        )
+        with self._store.reading("read the definition") as connection:
+            written = connection.scalar(query)
+            return None if written is None else json.loads(written)
 
     def define(self, definition: Mapping[str, Any], now: datetime) -> None:
         """Record the flow's definition, if it is not what was recorded last; see `record`."""
@@ -587,7 +622,10 @@ def _lineage(parents: Mapping[int, int | None], base: int) -> Iterator[int]:
     recovery: int | None = base
     while recovery is not None:
         yield recovery
-        recovery = parents[recovery]
+        parent = parents.get(recovery, recovery)
+        if parent is not None and not parent < recovery:
+            raise ValueError(f"recovery {recovery} is based on {parent}")
+        recovery = parent
 
 
 def _say_names(connection: Connection) -> str:

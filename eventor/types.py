@@ -125,6 +125,72 @@ class RaisedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedTask:
+    """A task that `ev()` would run or skip, as `Eventor.preview` foresees it.
+
+    Attributes:
+        step: the step's name.
+        sequence: the sequence in which it runs.
+        previous: how earlier recoveries left it; None for one that was never begun.
+        replay: what the step's recovery policy decides for that; None likewise.
+    """
+
+    step: str
+    sequence: Sequence
+    previous: TaskStatus | None
+    replay: StepReplay | None
+
+    def __str__(self) -> str:
+        was = "" if self.previous is None else f" (was {self.previous})"
+        return f"{self.step}[{self.sequence}]{was}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrigger:
+    """A trigger that `ev()` would raise again, as `Eventor.preview` foresees it.
+
+    Attributes:
+        event: the event's name.
+        sequence: the sequence.
+        recovery: the recovery that was triggered with it.
+    """
+
+    event: str
+    sequence: Sequence
+    recovery: int
+
+    def __str__(self) -> str:
+        return f"{self.event}[{self.sequence}] (of recovery {self.recovery})"
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What `ev()` would do, as `Eventor.preview` foresees it. It prints as a list.
+
+    Attributes:
+        runs: the tasks that would run, in the order in which they would start.
+        skips: the tasks that would be skipped.
+        triggers: the triggers that would be raised again.
+        drift: what has changed in the flow since it was recorded.
+    """
+
+    runs: tuple[PlannedTask, ...]
+    skips: tuple[PlannedTask, ...]
+    triggers: tuple[PlannedTrigger, ...]
+    drift: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = {
+            "run": self.runs,
+            "skip": self.skips,
+            "trigger again": self.triggers,
+            "changed": self.drift,
+        }
+        lines = [f"{verb}: {item}" for verb, items in parts.items() for item in items]
+        return "\n".join(lines) or "nothing to do"
+
+
+@dataclass(frozen=True, slots=True)
 class StoredResult:
     """A step's return value as the store keeps it.
 

@@ -13,6 +13,13 @@ import pytest
 import eventor
 
 
+def pytest_addoption(parser):
+    """Let the proofs of durability run for long."""
+    parser.addoption(
+        "--long", action="store_true", help="simulate, kill and damage some 50 times as often"
+    )
+
+
 @pytest.fixture
 def make(tmp_path):
     """Make Eventors whose files are in the test's directory, and close them at the end."""

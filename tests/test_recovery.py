@@ -10,7 +10,7 @@ import pytest
 
 import eventor as evr
 from eventor import launch
-from tests.conftest import statuses, wait_until
+from tests.conftest import sql, statuses, wait_until
 
 
 def rows(path, query):
@@ -188,7 +188,7 @@ def test_a_trigger_of_an_event_that_is_gone_is_named(make, debug_log):
     ev = make(run_mode=evr.RunMode.recover)
     assert ev() is True
     assert ev.events() == []
-    assert "Event gone was triggered before" in debug_log()
+    assert "event gone was triggered before in sequence 1, and is no longer defined" in debug_log()
 
 
 def test_the_definition_stands_in_the_store(make, tmp_path):
@@ -282,3 +282,125 @@ def test_an_eventor_whose_call_was_cut_short_says_so(make, monkeypatch):
     with pytest.raises(evr.UsageError, match=r"cut short .*KeyboardInterrupt.*recover"):
         ev()
     assert statuses(ev) == {"s[1]": "active"}
+
+
+def changing(make, **config):
+    """Make a recovery of a run whose flow has changed in all the ways in which it can."""
+    with make() as ev:
+        a, gone, c = ev.add_event("a"), ev.add_event("gone"), ev.add_event("c")
+        ev.add_event("joined", expr=(a, c))
+        ev.add_assoc(a, ev.add_step("kept", func=int), ev.add_step("over", func=int))
+        ev.add_assoc(gone, ev.add_step("waiting", func=int))
+        ev.add_assoc(a, ev.add_step("fails", func=int, args=("x",)))
+        ev.trigger_event(a)
+        ev.trigger_event(gone, "g")
+        assert ev() is False
+    ev = make(run_mode=evr.RunMode.recover, config=config)
+    a, c = ev.add_event("a"), ev.add_event("c")
+    ev.add_event("joined", expr=evr.or_(a, c))
+    triggers = {"at_success": ev.add_event("fresh")}
+    policy = {"success": evr.StepReplay.rerun}
+    ev.add_assoc(a, c, ev.add_step("kept", func=str, triggers=triggers, recovery=policy))
+    ev.add_step("fails", func=int, config={"stop_on_exception": False})
+    return ev
+
+
+DRIFT = [
+    "new event fresh",
+    "new association a -> event c",
+    'changed event joined (expr: ["a", "c", {"and": 2}] -> ["a", "c", {"or": 2}])',
+    (
+        'changed step kept (func: builtins.int -> builtins.str, triggers: {} -> {"at_success": '
+        '["fresh"]}, recovery: ...)'
+    ),
+    'changed step fails (config: {"stop_on_exception": null} -> {"stop_on_exception": false})',
+    "missing event gone",
+    "missing step over",
+    "missing step waiting",
+    "missing association a -> step over",
+    "missing association a -> step fails",
+    "missing association gone -> step waiting",
+    "event gone was triggered before in sequence g, and is no longer defined",
+    "waiting[g] was left ready, and step waiting is no longer defined",
+]
+
+
+def without_cut(named):
+    return [name.split(", recovery:")[0] for name in named]
+
+
+def test_what_has_changed_since_is_named_in_one_warning(make, debug_log):
+    ev = changing(make)
+    assert without_cut(ev.preview().drift) == without_cut(DRIFT)
+    assert ev() is True
+    (warning,) = [line for line in debug_log().splitlines() if "not what the run" in line]
+    assert all(part in warning for part in without_cut(DRIFT))
+    assert statuses(ev) == {"kept[1]": "success"}
+    assert ev() is True
+    assert debug_log().count("not what the run") == 1
+
+
+def test_a_strict_recovery_of_a_changed_flow_runs_nothing(make):
+    ev = changing(make, strict_recovery=True)
+    with pytest.raises(evr.RecoveryError, match=r"new event fresh.*; nothing has run"):
+        ev()
+    assert statuses(ev) == {}
+
+
+def test_a_strict_recovery_of_the_same_flow_runs(make):
+    for arguments in ({}, {"run_mode": "recover", "config": {"strict_recovery": True}}):
+        with make(**arguments) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("s", func=int))
+            ev.trigger_event(go, 1)
+            assert ev() is True
+
+
+def test_of_many_tasks_that_are_lost_some_are_named(make, debug_log):
+    with make() as ev:
+        go = ev.add_event("go")
+        for sequence in range(9):
+            ev.trigger_event(go, sequence)
+        ev.add_assoc(go, ev.add_step("s", func=int, args=("x",)))
+        ev()
+    ev = make(run_mode="recover")
+    assert ev() is True
+    assert "s[1], s[2], s[3], s[4], s[5] and 3 more was left ready" in debug_log()
+    assert "sequence 0, 1, 2, 3, 4 and 4 more" in debug_log()
+
+
+def test_a_definition_that_eventor_has_not_written_is_named(make, tmp_path):
+    for written in ("{", "[]", '{"events": [1]}', '{"events": [], "steps": 7}'):
+        with make() as ev:
+            ev()
+        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET definition = '{written}'")
+        ev = make(run_mode="recover")
+        with pytest.raises(evr.StoreError, match="definition"):
+            ev()
+        ev.close()
+
+
+def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
+    crashed, ran = four
+    ev, go = crashed()(run_mode=evr.RunMode.recover)
+    ev.trigger_event(go, "more")
+    before = sql(tmp_path / "flow.db", "SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
+    preview = ev.preview(failing="ready")
+    assert [str(task) for task in preview.runs] == [
+        *("success[more]", "active[more]", "failure[more]", "ready[more]"),
+    ]
+    preview = ev.preview()
+    assert str(preview).splitlines() == [
+        *("run: success[more]", "run: active[more]", "run: failure[more]", "run: ready[more]"),
+        *("run: active[1] (was active)", "run: failure[1] (was failure)"),
+        *("run: ready[1] (was ready)", "skip: success[1] (was success)"),
+        "trigger again: go[1] (of recovery 0)",
+    ]
+    assert preview.skips[0].replay is evr.StepReplay.skip
+    assert ran() == []
+    after = sql(tmp_path / "flow.db", "SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
+    assert before == after
+    assert ev() is True
+    assert str(ev.preview()) == "nothing to do"
+    with pytest.raises(evr.DefinitionError, match="there is no step 'nosuch'"):
+        ev.preview(["nosuch"])
