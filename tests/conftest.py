@@ -14,9 +14,13 @@ import eventor
 
 
 def pytest_addoption(parser):
-    """Let the proofs of durability run for long."""
+    """Let the proofs of durability run for longer."""
     parser.addoption(
-        "--long", action="store_true", help="simulate, kill and damage some 50 times as often"
+        "--proofs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="simulate, kill and damage N times as often in the proofs of durability",
     )
 
 

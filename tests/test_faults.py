@@ -1,0 +1,273 @@
+"""Faults of the store, for real: full, deleted, replaced, read-only, damaged, or not a store."""
+
+import os
+import random
+import shutil
+import subprocess
+import threading
+
+import pytest
+
+import eventor as evr
+from eventor import sqlite
+from tests.conftest import sql
+
+FUZZ, QUICK_FUZZ = 400, 60
+
+
+def build(make, during=lambda: None, ran=lambda: None, **arguments):
+    """Make a flow whose first step does something to the store, and whose second must not run."""
+    ev = make(**arguments)
+    first, second = ev.add_event("first"), ev.add_event("second")
+    ev.add_assoc(first, ev.add_step("fault", func=during, triggers={"at_success": second}))
+    ev.add_assoc(second, ev.add_step("next", func=ran))
+    if not arguments:
+        ev.trigger_event(first)
+    return ev
+
+
+def replace(path):
+    other = path.with_name("other")
+    shutil.copy(path, other)
+    other.rename(path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend", "told"),
+    [
+        (lambda path: path.rename(f"{path}.away"), None, "No such file or directory"),
+        (lambda path: path.with_name("flow.db-wal").unlink(), None, "No such file or directory"),
+        (replace, None, "replaced while it was in use"),
+        (lambda path: path.chmod(0o444), lambda path: path.chmod(0o644), "made read-only"),
+    ],
+    ids=["deleted", "log deleted", "replaced", "read-only"],
+)
+def test_nothing_goes_on_in_a_store_whose_file_is_not_what_it_was(
+    make, tmp_path, fault, mend, told
+):
+    path, ran = tmp_path / "flow.db", tmp_path / "ran"
+    ev = build(make, lambda: fault(path), ran.touch)
+    with pytest.raises(evr.StoreError, match=f"flow.db cannot record what happened: .*{told}"):
+        ev()
+    assert not ran.exists()
+    with pytest.raises(evr.UsageError, match="recover the run"):
+        ev()
+    ev.close()
+    if mend is not None:
+        mend(path)
+        ev = build(make, int, ran.touch, run_mode=evr.RunMode.recover)
+        assert ev() is True
+        assert ran.exists()
+        assert [task.replay for task in ev.tasks()] == ["rerun", None]
+
+
+def test_a_store_that_is_full_stops_the_run_and_is_recovered_once_there_is_room(make, tmp_path):
+    ran = tmp_path / "ran"
+    ev = build(make, lambda: os.urandom(1_000_000), ran.touch)
+    with ev._store._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 5}")
+    with pytest.raises(evr.StoreError, match=r"cannot record what happened: .*full"):
+        ev()
+    assert not ran.exists()
+    ev.close()
+    assert build(make, int, ran.touch, run_mode=evr.RunMode.recover)() is True
+    assert ran.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of 1 MB, where that is allowed."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place]
+    mounted = shutil.which("mount") and subprocess.run(mount, check=False, capture_output=True)
+    if not mounted or mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(make, small_disk):
+    store, ballast = small_disk / "flow.db", small_disk / "ballast"
+
+    def chain(**arguments):
+        ev = make(store, **arguments)
+        events = [ev.add_event(f"e{number}") for number in range(31)]
+        for number in range(30):
+            step = ev.add_step(
+                f"s{number}",
+                func=lambda: os.urandom(5_000),
+                triggers={"at_success": events[number + 1]},
+            )
+            ev.add_assoc(events[number], step)
+        return ev, events[0]
+
+    ev, first = chain()
+    ev.trigger_event(first)
+    ballast.write_bytes(bytes(400_000))
+    with pytest.raises(evr.StoreError, match=r"cannot record what happened: .*(full|I/O)"):
+        ev()
+    done = len(ev.tasks(status="success"))
+    assert 0 < done < 30
+    ev.close()
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    ev, _ = chain(run_mode=evr.RunMode.recover)
+    assert ev() is True
+    replays = [task.replay for task in ev.tasks()]
+    assert replays[:done] == ["skip"] * done
+    assert evr.StepReplay.skip not in replays[done:]
+
+
+def test_an_error_of_the_disk_is_told(script):
+    ran = script("""
+        import resource
+        import eventor as evr
+        ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+        go = ev.add_event("go")
+        def limit():
+            resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, (150_000, 150_000))
+            return bytes(500_000)
+        import os
+        ev.add_assoc(go, ev.add_step("s", func=limit))
+        ev.trigger_event(go)
+        try:
+            ev()
+        except evr.StoreError as error:
+            print(error)
+    """)
+    assert "flow.db cannot record what happened: " in ran.stdout, ran.stderr
+
+
+def test_a_store_that_is_made_read_only_is_not_begun(make, tmp_path):
+    make().close()
+    (tmp_path / "flow.db").chmod(0o444)
+    with pytest.raises(evr.StoreError, match="cannot be both read and written"):
+        make()
+
+
+@pytest.mark.parametrize("table", ["eventor_recovery", "eventor_task", "eventor_event"])
+def test_a_damaged_page_is_told(make, tmp_path, table):
+    path = tmp_path / "flow.db"
+    with build(make) as ev:
+        ev()
+    ((page,),) = sql(path, f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
+    ((size,),) = sql(path, "PRAGMA page_size")
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    with pytest.raises(evr.StoreError, match=r"flow.db cannot .*(malformed|damaged)"):
+        build(make, run_mode=evr.RunMode.recover)()
+
+
+def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
+    make().close()
+    make(run_mode="recover").close()
+    for based_on in (1, 5, "'x'"):
+        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET based_on = {based_on}")
+        with pytest.raises(evr.StoreError, match="something that eventor has not written"):
+            make(run_mode="recover")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE eventor_task SET status = 'odd'",
+        "UPDATE eventor_task SET sequence = 'x', sequence_type = 'int'",
+        "UPDATE eventor_recovery SET heartbeat_at = 7, owner_pid = 'x', owner_began = 'x'",
+        "UPDATE eventor_recovery SET recovery = 9223372036854775807",
+        "DROP TABLE eventor_task",
+        "ALTER TABLE eventor_task DROP COLUMN traceback",
+    ],
+)
+def test_what_eventor_has_not_written_is_told(make, tmp_path, change):
+    with build(make) as ev:
+        ev()
+    sql(tmp_path / "flow.db", "PRAGMA foreign_keys = OFF", change)
+    with pytest.raises(evr.StoreError, match=r"flow.db cannot "):
+        look(tmp_path / "flow.db", tmp_path)
+
+
+def look(path, logdir):
+    """Do with a store all that a program can do."""
+    config = {"task_construct": threading.Thread, "logdir": logdir}
+    with evr.Eventor(store=path, run_mode="recover", logging_level=100, config=config) as ev:
+        first, second = ev.add_event("first"), ev.add_event("second")
+        ev.add_assoc(first, ev.add_step("fault", func=int, triggers={"at_success": second}))
+        ev.add_assoc(second, ev.add_step("next", func=int))
+        ev.preview()
+        ev()
+        for task in ev.tasks():
+            assert task.result is None or task.result == 0
+        ev.events()
+
+
+def mutate(good, dice):
+    """Return what may have become of a good store, or what never was one."""
+    data = bytearray(good)
+    kind = dice.randrange(7)
+    if kind == 0:
+        return dice.randbytes(dice.randrange(1, 20_000))
+    if kind == 1:
+        return sqlite._MAGIC + dice.randbytes(dice.randrange(1, 20_000))
+    if kind == 2:
+        return bytes(data[: dice.randrange(1, len(data))])
+    if kind == 3:
+        start = dice.randrange(len(data))
+        data[start : start + dice.randrange(1, 5_000)] = dice.randbytes(dice.randrange(5_000))
+        return bytes(data)
+    if kind == 4:
+        size = 4096
+        one, two = (size * dice.randrange(len(data) // size) for _ in range(2))
+        data[one : one + size], data[two : two + size] = (
+            data[two : two + size],
+            data[one : one + size],
+        )
+        return bytes(data)
+    for _ in range(dice.choice([1, 10, 100])):
+        data[dice.randrange(len(data))] = dice.randrange(256)
+    return bytes(data)
+
+
+def fuzz(make, tmp_path, inputs):
+    with build(make) as ev:
+        ev()
+    assert not (tmp_path / "flow.db-wal").exists()
+    good = (tmp_path / "flow.db").read_bytes()
+    told = 0
+    for seed in range(inputs):
+        place = tmp_path / "fuzz"
+        place.mkdir()
+        (place / "flow.db").write_bytes(mutate(good, random.Random(seed)))
+        try:
+            look(place / "flow.db", tmp_path)
+        except evr.EventorError:
+            told += 1
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}") from error
+        shutil.rmtree(place)
+    print(f"\n{inputs} damaged stores, {told} of them told of")
+    assert 0 < told < inputs
+
+
+@pytest.mark.timeout(36_000)
+@pytest.mark.slow
+def test_any_bytes_are_an_eventor_error_or_a_right_answer(make, tmp_path, request):
+    fuzz(make, tmp_path, FUZZ * request.config.getoption("--proofs"))
+
+
+def test_some_bytes_are_an_eventor_error_or_a_right_answer(make, tmp_path):
+    fuzz(make, tmp_path, QUICK_FUZZ)
+
+
+def test_a_log_of_any_bytes_is_an_eventor_error_or_a_right_answer(make, tmp_path):
+    with build(make) as ev:
+        ev()
+    for seed in range(20):
+        place = tmp_path / "fuzz"
+        place.mkdir()
+        shutil.copy(tmp_path / "flow.db", place / "flow.db")
+        (place / "flow.db-wal").write_bytes(random.Random(seed).randbytes(10_000))
+        look(place / "flow.db", tmp_path)
+        shutil.rmtree(place)

@@ -1,0 +1,146 @@
+"""Real processes, killed for real at random times, and recovered until the flow is done.
+
+Each step appends to a file what it does, and the file must be what the model allows. `--proofs 20`
+makes it hundreds of rounds.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from eventor import owner
+from tests.conftest import sql, wait_until
+
+FLOWS = 3
+ROUNDS_PER_FLOW = 6
+
+PROGRAM = """
+import os, sys, time
+import eventor as evr
+
+def step(name):
+    for word in ("begin", "end"):
+        descriptor = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, f"{word} {name}\\n".encode())
+        os.close(descriptor)
+        time.sleep(0.02)
+
+config = {"logdir": ".", "max_concurrent": 3, "strict_recovery": True}
+try:
+    ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config, logging_level=100)
+except evr.OwnershipError:
+    sys.exit(7)
+with ev:
+    go = ev.add_event("go")
+    for lane in range(3):
+        before = go
+        for number in range(20):
+            after = ev.add_event(f"{lane}.{number}")
+            once = {"active": "skip"} if lane == 0 else {}
+            name = f"s{lane}.{number}"
+            ev.add_assoc(before, ev.add_step(
+                name, step, args=(name,), triggers={"at_success": after}, recovery=once))
+            before = after
+    ev.trigger_event(go, 1)
+    sys.exit(not ev())
+"""
+
+
+def successes(tmp_path):
+    query = "SELECT DISTINCT step FROM eventor_task WHERE status = 'success'"
+    return {step for (step,) in sql(tmp_path / "flow.db", query)}
+
+
+def active(tmp_path):
+    """Return the pids of the steps that run, and of nothing else that may have such a pid now."""
+    query = "SELECT pid FROM eventor_task WHERE status = 'active' AND pid IS NOT NULL"
+    with contextlib.suppress(sqlite3.Error):
+        for (pid,) in sql(tmp_path / "flow.db", query):
+            with contextlib.suppress(OSError):
+                if str(tmp_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    yield pid
+
+
+def kill(dice, tmp_path, process):
+    """Kill the owner, a step, or the owner's whole group, and return when all has ended."""
+    what = dice.choice(["owner", "step", "group"])
+    if what == "step":
+        for pid in itertools.islice(active(tmp_path), 1):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    elif what == "owner":
+        process.kill()
+    elif process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def steps_are_gone(tmp_path):
+    query = "SELECT keeper_pid, keeper_began, owner_host FROM eventor_recovery"
+    return all(
+        keeper is None or owner.is_running(owner.Owner(host or "", keeper, began)) is False
+        for keeper, began, host in sql(tmp_path / "flow.db", query)
+    )
+
+
+def live(start, tmp_path, seed):
+    """Run the flow to its end; return how often it was killed."""
+    dice = random.Random(seed)
+    log = tmp_path / "log"
+    log.touch()
+    mode, kills, done = "restart", 0, set()
+    while True:
+        if not (tmp_path / "flow.db").exists():
+            mode = "restart"
+        seen = len(log.read_text())
+        racers = [start(PROGRAM, mode) for _ in range(1 if mode == "restart" else 2)]
+        if kills < ROUNDS_PER_FLOW:
+            # The time of the kill is random, and no condition: that is the point of it.
+            time.sleep(dice.uniform(0.2, 0.8))
+            for process in racers:
+                kill(dice, tmp_path, process)
+            kills += 1
+        codes = [process.wait(60) for process in racers]
+        if not (tmp_path / "flow.db").exists():
+            continue
+        wait_until(lambda: steps_are_gone(tmp_path))
+        again = {line.split()[1] for line in log.read_text()[seen:].splitlines()}
+        assert not again & done, "what was recorded as a success ran again"
+        done = successes(tmp_path)
+        runs = sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_run")[0][0]
+        mode = "recover" if runs else "restart"
+        if 0 in codes:
+            assert runs == 1
+            return kills
+
+
+def check(tmp_path):
+    lines = (tmp_path / "log").read_text().splitlines()
+    for lane in range(3):
+        for number in range(20):
+            begun = lines.count(f"begin s{lane}.{number}")
+            ended = lines.count(f"end s{lane}.{number}")
+            if lane == 0:
+                assert ended <= begun <= 1, "at most once"
+            else:
+                assert 1 <= ended <= begun, "at least once"
+    assert len(successes(tmp_path)) == 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(36_000)
+def test_whatever_is_killed_the_file_is_what_the_model_allows(start, tmp_path, request):
+    kills = 0
+    for seed in range(FLOWS * request.config.getoption("--proofs")):
+        for path in [tmp_path / "log", *tmp_path.glob("flow.db*")]:
+            path.unlink(missing_ok=True)
+        kills += live(start, tmp_path, seed)
+        check(tmp_path)
+    print(f"\n{kills} rounds of kills")
