@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import multiprocessing
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 from eventor.errors import ConfigError
 
 _E = TypeVar("_E")
+
+_LONGEST_LEASE = 10_000_000
 
 
 def default_construct() -> type[Any]:
@@ -52,19 +55,17 @@ def _flag(value: object) -> bool:
 
 
 def _seconds(value: object) -> float:
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise ValueError("a finite number of seconds, not below 0")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            seconds = float(value)
+            if math.isfinite(seconds) and seconds >= 0:
+                return seconds
+    raise ValueError("a finite number of seconds, not below 0")
 
 
 def _lease(value: object) -> float:
-    if not (lease := _seconds(value)):
-        raise ValueError("a finite number of seconds above 0")
+    if not 0 < (lease := _seconds(value)) <= _LONGEST_LEASE:
+        raise ValueError(f"a number of seconds above 0, and at most {_LONGEST_LEASE:,}")
     return lease
 
 

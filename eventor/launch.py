@@ -79,7 +79,7 @@ class Worker:
     def hear(self) -> tuple[list[task.Message], bool]:
         """Return what has come in, and whether nothing more will come."""
         # In this order: what a worker has sent before it was seen dead is then read for sure.
-        dead = not self._process.is_alive()
+        dead = not self._process.is_alive() or self._is_reaped()
         messages = self._inlet.read()
         return messages, dead or (self._inlet.ended and not self.is_process)
 
@@ -90,7 +90,12 @@ class Worker:
         code = getattr(self._process, "exitcode", None)
         if code is not None and code < 0:
             return failure(f"killed by {_signal_name(-code)}")
-        told = "its thread ended" if code is None else f"its process ended with exit code {code}"
+        if not self.is_process:
+            told = "its thread ended"
+        elif code is None:
+            told = "its process ended, with an exit code that something else has waited for,"
+        else:
+            told = f"its process ended with exit code {code}"
         return failure(f"{told} before the step returned")
 
     def end(self, number: int) -> None:
@@ -111,7 +116,18 @@ class Worker:
         self._process.join()
         self._inlet.close()
         if hasattr(self._process, "close"):
-            self._process.close()
+            with contextlib.suppress(ValueError):  # it takes one that was reaped for running
+                self._process.close()
+
+    def _is_reaped(self) -> bool:
+        """Whether something else in this program has waited for it; it then never seems dead."""
+        if not self.is_process:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
+        return False
 
 
 def _signal_name(number: int) -> str:

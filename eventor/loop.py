@@ -199,9 +199,9 @@ class Loop:
             ends = failed + self._launcher.collect()
             self._heed_request()
             changes = self._plan.advance([*self._inbox.take(), *ends])
-            if any(isinstance(change, TaskActive) for change in changes):
-                self._ledger.kept_by(self._launcher.prepare())
-            self._commit(changes)
+            # While steps run too: who kills the keeper must not have their owner's death go unseen.
+            another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
+            self._commit(changes, another)
             self._report(changes)
             failed = self._launch(changes)
             if self._inbox.cut_by is not None:
@@ -224,9 +224,10 @@ class Loop:
             message = f"Stopping by {reason}: the steps that run are waited for"
             self._journal.say(logging.WARNING, message, "loop_session_start")
 
-    def _commit(self, changes: list[Change]) -> None:
+    def _commit(self, changes: list[Change], another_keeper: bool) -> None:
         now = self._clock()
-        if changes or self._unwritten or not timedelta(0) <= now - self._heard_of < self._beat:
+        due = changes or self._unwritten or another_keeper
+        if due or not timedelta(0) <= now - self._heard_of < self._beat:
             self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []
             self._heard_of = now

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -44,23 +46,31 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         if self not in _active:
             return
-        # Blocked, so that none is lost between the noting of one and the effect of another.
+        # Blocked, so that none comes between the last look at them and their earlier handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
         try:
             _active.remove(self)
             self.give_back()
-            if any(self._earlier[number] is signal.SIG_DFL for number in self._came):
-                self._on_end()
-            for number in self._came:
-                os.kill(os.getpid(), number)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with contextlib.ExitStack() as effects:  # each has its own, even if another raises
+            for number in reversed(self._came):
+                effects.callback(self._take_effect, number)
 
     def give_back(self) -> None:
         """Set the handlers that were there before, unless the program has set others since."""
         for number, earlier in self._earlier.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, earlier)
+
+    def _take_effect(self, number: int) -> None:
+        earlier = self._earlier[number]
+        if callable(earlier):
+            # Not by the signal again: a wakeup descriptor, as asyncio has one, has had it already.
+            earlier(number, sys._getframe())  # noqa: SLF001 (what Python gives to a handler)
+        else:
+            self._on_end()
+            os.kill(os.getpid(), number)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._came[number] = None

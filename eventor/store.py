@@ -342,11 +342,17 @@ class Ledger:
             )
         self._definition = written
 
-    def kept_by(self, keeper: int | None) -> None:
-        """Take note of the process that ends the steps if this one dies; recorded with the next."""
-        if keeper is not None and keeper != self._keeper["new_keeper_pid"]:
-            began = owner.process_of(keeper).began
-            self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
+    def kept_by(self, keeper: int | None) -> bool:
+        """Take note of the process that ends the steps if this one dies, for the next `record`.
+
+        Returns:
+            Whether it is another than before.
+        """
+        if keeper is None or keeper == self._keeper["new_keeper_pid"]:
+            return False
+        began = owner.process_of(keeper).began
+        self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
+        return True
 
     def record(self, changes: Iterable[Change], now: datetime) -> None:
         """Write all changes of one pass in one transaction, which also renews the lease.

@@ -1,5 +1,6 @@
 """SIGINT, SIGTERM and stop(): what runs finishes, or is ended and stays recorded as active."""
 
+import asyncio
 import importlib
 import logging
 import multiprocessing
@@ -62,7 +63,7 @@ def interrupt(start, tmp_path):
     """Start the program, send it signals one by one, and return its process at its end."""
 
     def run(*numbers, word="plain"):
-        process = start(PROGRAM, "restart", word)
+        process = start(PROGRAM, "restart", *word.split())
         wait_until((tmp_path / "reached").exists)
         log = tmp_path / "program.debug.log"
         for number in numbers:
@@ -199,6 +200,25 @@ def test_handlers_that_are_set_while_the_flow_runs_stay(two):
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_of_asyncio_is_called_once(two):
+    async def program():
+        came = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, came.append, "came")
+        ev = two(lambda: os.kill(os.getppid(), signal.SIGTERM))
+        assert ev() is False
+        await asyncio.sleep(0.01)
+        return came
+
+    assert asyncio.run(program()) == ["came"]
+
+
+def test_of_two_signals_each_has_its_effect(interrupt, tmp_path):
+    process, out, err = interrupt(signal.SIGINT, signal.SIGTERM, word="handle deaf")
+    assert (process.returncode, out) == (0, "handled 15\ninterrupted\n")
+    assert "Cut short: SIGTERM" in err
+    assert tasks(tmp_path) == [(0, "first", "active", None)]
 
 
 class Interrupted(FORK):

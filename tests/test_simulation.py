@@ -19,7 +19,7 @@ from eventor.plan import TaskEnded, TaskKey
 from eventor.types import Outcome, TaskStatus, failure
 from tests.test_rules import DEFAULT, cases, model
 
-FLOWS, QUICK_FLOWS = 2_000, 200
+FLOWS, QUICK_FLOWS = 2_000, 100
 POINTS = (4, 10, 30)
 
 
@@ -247,5 +247,6 @@ def test_whatever_the_point_of_a_crash_nothing_is_lost_and_nothing_done_twice(
     simulate(world, tmp_path, FLOWS * request.config.getoption("--proofs"))
 
 
+@pytest.mark.timeout(600)
 def test_at_some_points_of_a_crash_nothing_is_lost_and_nothing_done_twice(world, tmp_path):
     simulate(world, tmp_path, QUICK_FLOWS)

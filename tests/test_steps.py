@@ -305,6 +305,37 @@ def test_a_descendant_that_lives_on_does_not_hold_the_loop(run_one, tmp_path):
     assert "exit code 5" in task.error
 
 
+def test_a_program_that_reaps_all_children_does_not_hold_the_loop(script):
+    ran = script("""
+        import os, signal
+        import eventor as evr
+
+        def reap(*_):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+
+        def reaped(code):
+            os._exit(code) if code else None
+
+        signal.signal(signal.SIGCHLD, reap)
+        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("well", func=reaped, args=(0,)))
+            ev.add_assoc(go, ev.add_step("silent", func=reaped, args=(3,)))
+            ev.trigger_event(go)
+            print(ev())
+            for task in ev.tasks():
+                print(task.status, task.error)
+    """)
+    assert "was ended" not in ran.stderr
+    well, first, second = ran.stdout.splitlines()
+    assert (well, first) == ("False", "success None")
+    assert second.startswith("failure its process ended, with an exit code")
+
+
 def test_a_step_that_forks_ends_once(run_one):
     def step():
         pid = os.fork()
