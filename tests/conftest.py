@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def script(tmp_path):
     return run
 
 
+def take_signals():
+    """Take the signals that whoever runs the tests ignores, as nohup and a shell's `&` do."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGABRT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Start a Python script, given as text, in a session and directory of its own."""
@@ -76,6 +83,7 @@ def start(tmp_path):
                 [sys.executable, *options, path, *arguments],
                 cwd=tmp_path,
                 start_new_session=True,
+                preexec_fn=take_signals,  # noqa: PLW1509 (the tests have one thread)
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
