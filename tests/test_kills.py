@@ -43,7 +43,7 @@ with ev:
         before = go
         for number in range(20):
             after = ev.add_event(f"{lane}.{number}")
-            once = {"active": "skip"} if lane == 0 else {}
+            once = {"active": "skip", "failure": "skip"} if lane == 0 else {}
             name = f"s{lane}.{number}"
             ev.add_assoc(before, ev.add_step(
                 name, step, args=(name,), triggers={"at_success": after}, recovery=once))
