@@ -102,7 +102,7 @@ class Eventor:
         self._running = threading.Lock()
         self._pid = os.getpid()
         self._store = Store(location, must_exist=mode is RunMode.recover)
-        lease, now = self._config.lease_seconds, datetime.now(UTC)
+        lease, now = self._config.lease_seconds, _now()
         ledger = None
         try:
             ledger = self._ledger = (
@@ -393,7 +393,7 @@ class Eventor:
         if not self._resumed:
             self._resume_run()
         try:
-            self._ledger.define(self._flow.definition(), datetime.now(UTC))
+            self._ledger.define(self._flow.definition(), _now())
             self._plan.resume()
             whole = Loop(
                 self._flow,
@@ -404,6 +404,7 @@ class Eventor:
                 Launcher(self._config.task_construct, self._journal.pass_on),
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
+                _now,
             ).run()
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
@@ -462,7 +463,7 @@ class Eventor:
         try:
             changes = self._plan.note(self._inbox.take())
             if changes:
-                self._ledger.record(changes, datetime.now(UTC))
+                self._ledger.record(changes, _now())
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
@@ -499,6 +500,10 @@ class Eventor:
                 f"{self!r} was cut short ({self._broken}) and cannot go on; "
                 "close it and recover the run with RunMode.recover"
             )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:

@@ -122,10 +122,6 @@ class Inbox:
                 os.write(self._bell, b"!")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Loop:
     """Passes over one recovery until there is nothing to do.
 
@@ -151,7 +147,7 @@ class Loop:
         launcher: Launcher,
         sleep: float,
         lease: float,
-        clock: Callable[[], datetime] = _now,
+        clock: Callable[[], datetime],
     ) -> None:
         self._flow = flow
         self._plan = plan
