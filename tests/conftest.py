@@ -77,7 +77,8 @@ def start(tmp_path):
 
     def run(code, *arguments, options=("-W", "error")):
         path = tmp_path / "program.py"
-        path.write_text(textwrap.dedent(code))
+        if not path.exists():  # another that was started may be about to read it
+            path.write_text(textwrap.dedent(code))
         started.append(
             subprocess.Popen(
                 [sys.executable, *options, path, *arguments],
