@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eventor.plan import Left, TaskKey, Trigger
 
 _SHOWN = 80
+_CONTEXT = 20
 _NAMED = 5
 
 
@@ -30,13 +31,13 @@ def differences(before: object, now: object) -> list[str]:
         ) from error
     here = _things(now)
     return [
-        *(f"new {kind} {name}" for kind, name in here if (kind, name) not in then),
+        *(f"new {_words(thing)}" for thing in here if thing not in then),
         *(
-            f"changed {kind} {name} ({_changed(then[kind, name], details)})"
-            for (kind, name), details in here.items()
-            if then.get((kind, name), details) != details
+            f"changed {_words(thing)} ({_changed(then[thing], details)})"
+            for thing, details in here.items()
+            if then.get(thing, details) != details
         ),
-        *(f"missing {kind} {name}" for kind, name in then if (kind, name) not in here),
+        *(f"missing {_words(thing)}" for thing in then if thing not in here),
     ]
 
 
@@ -64,9 +65,18 @@ def lost_tasks(left: Mapping[TaskKey, Left], steps: Mapping[str, Any]) -> list[s
     ]
 
 
-def _things(definition: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the details of each thing that is defined, by its kind and name."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+_Thing = tuple[str, ...]
+"""The kind and name of an event or a step; for an association, what it leads to, too."""
+
+
+def _words(thing: _Thing) -> str:
+    kind, name, *target = thing
+    return f"{kind} {name}" if not target else f"{kind} {name} -> {' '.join(target)}"
+
+
+def _things(definition: Any) -> dict[_Thing, dict[str, Any]]:
+    """Return the details of each thing that is defined."""
+    found: dict[_Thing, dict[str, Any]] = {}
     for kind in ("event", "step"):
         for thing in definition[f"{kind}s"]:
             details = dict(thing)
@@ -74,22 +84,36 @@ def _things(definition: Any) -> dict[tuple[str, str], dict[str, Any]]:
     for assoc in definition["assocs"]:
         for kind in ("event", "step"):
             for target in assoc[f"{kind}s"]:
-                found["association", f"{assoc['event']} -> {kind} {target}"] = {}
+                found["association", str(assoc["event"]), kind, str(target)] = {}
     return found
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = dict.fromkeys([*before, *now])
     return ", ".join(
-        f"{key}: {_short(before.get(key))} -> {_short(now.get(key))}"
+        f"{key}: {_difference(_written(before.get(key)), _written(now.get(key)))}"
         for key in keys
         if before.get(key) != now.get(key)
     )
 
 
-def _short(value: object) -> str:
-    written = value if isinstance(value, str) else json.dumps(value)
-    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _difference(one: str, other: str) -> str:
+    """Show two texts, from shortly before they begin to differ if they are long."""
+    start = 0
+    if max(len(one), len(other)) > _SHOWN:
+        pairs = enumerate(zip(one, other, strict=False))
+        same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+        start = max(0, same - _CONTEXT)
+    return f"{_short(one, start)} -> {_short(other, start)}"
+
+
+def _short(written: str, start: int) -> str:
+    head, tail = "..." if start else "", "..." if len(written) > start + _SHOWN else ""
+    return f"{head}{written[start : start + _SHOWN]}{tail}"
 
 
 def _some(names: list[str]) -> str:

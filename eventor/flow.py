@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -218,6 +219,8 @@ class Flow:
             events = value if isinstance(value, Iterable) else (value,)
             what = f"{StepTriggers(key)} in triggers of step {step!r}"
             own = tuple(self.own_event(event, what) for event in events)
+            if isinstance(events, AbstractSet):  # which has another order in each process
+                own = tuple(sorted(own, key=lambda event: event.name))
             if own:
                 triggers[StepTriggers(key)] = own
         return triggers

@@ -404,3 +404,51 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
     assert str(ev.preview()) == "nothing to do"
     with pytest.raises(evr.DefinitionError, match="there is no step 'nosuch'"):
         ev.preview(["nosuch"])
+
+
+def test_triggers_in_a_set_are_the_same_in_each_process(script):
+    program = """
+        import sys
+        import eventor as evr
+        config = {"logdir": ".", "strict_recovery": True}
+        with evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config) as ev:
+            some = [object() for _ in range(int(sys.argv[2]))]
+            events = {ev.add_event(str(number)) for number in range(20)}
+            ev.add_step("s", func=int, triggers={"at_success": events})
+            print(ev())
+    """
+    for mode, number in [("restart", "0"), ("recover", "1"), ("recover", "1000")]:
+        ran = script(program, mode, number)
+        assert ran.stdout == "True\n", ran.stderr
+
+
+def test_names_that_look_like_associations_are_told_apart(make):
+    def build(swapped, **arguments):
+        ev = make(**arguments)
+        a, ab, c, bc = (ev.add_event(n) for n in ("a", "a -> event b", "c", "b -> event c"))
+        ev.add_assoc(*((ab, c) if swapped else (a, bc)))
+        return ev
+
+    with build(False) as ev:
+        ev()
+    drift = build(True, run_mode="recover").preview().drift
+    assert drift == (
+        "new association a -> event b -> event c",
+        "missing association a -> event b -> event c",
+    )
+
+
+def test_of_a_long_change_the_place_is_shown_where_it_begins(make):
+    def build(last, **arguments):
+        ev = make(**arguments)
+        parts = [ev.add_event(f"part {number}") for number in range(100)]
+        ev.add_event("all", expr=(*parts, ev.add_event(last)))
+        return ev
+
+    with build("one") as ev:
+        ev()
+    changed = build("two", run_mode="recover").preview().drift[1]
+    assert changed == (
+        'changed event all (expr: ...rt 98", "part 99", "one", {"and": 101}] -> '
+        '...rt 98", "part 99", "two", {"and": 101}])'
+    )
