@@ -6,6 +6,7 @@ A file that is not a store of eventor is told from one without writing a byte to
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -33,7 +34,7 @@ WRITING = "eventor_writing"
 
 _RETRY_SECONDS = 0.01
 
-_MAGIC = b"SQLite format 3\0"
+_NO_LINK = (errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 # Not even root is to write to what somebody has made read-only.
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -50,16 +51,18 @@ def check_file(path: Path, *, must_exist: bool) -> None:
         RecoveryError: `must_exist`, and there is no file, or an empty one.
     """
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except FileNotFoundError:
         if must_exist:
             raise RecoveryError(
                 f"there is nothing to recover: the store {path} does not exist"
             ) from None
         _check_place(path)
+        _check_leftovers(path)
         return
     except (OSError, ValueError) as error:
         raise StoreError(f"the store {path} cannot be looked at: {error}") from error
+    mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise StoreError(f"the store {path} is a directory; expected a file")
     if not stat.S_ISREG(mode):
@@ -67,14 +70,7 @@ def check_file(path: Path, *, must_exist: bool) -> None:
     if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
         raise StoreError(f"the store {path} cannot be both read and written by this user")
     _check_place(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_MAGIC))
-    except OSError as error:
-        raise StoreError(f"the store {path} cannot be read: {error}") from error
-    if head and head != _MAGIC:
-        raise StoreError(f"the store {path} is a file, but not a SQLite database")
-    if not (head and _has_tables(path)) and must_exist:
+    if not (status.st_size and _has_tables(path)) and must_exist:
         raise RecoveryError(f"there is nothing to recover: the store {path} is empty")
 
 
@@ -114,20 +110,23 @@ def open_engine(path: Path | None) -> Engine:
 def create(path: Path) -> None:
     """Make an empty store at once: nobody ever sees it half made, and a failure leaves nothing.
 
-    If another program makes one at the same time, one of the two stays.
+    It is made without a log, so that all of it is in the one file. If another program makes one at
+    the same time, one of the two stays. Where a file cannot have two names, nothing is done here:
+    SQLite then makes the file when it is opened.
     """
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
+    draft = path.with_name(f"{uuid.uuid4().hex}.new")
     try:
-        enter_wal(draft)
         engine = open_engine(draft)
         try:
             add_tables(engine)
         finally:
             engine.dispose()
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(draft)
+        path.hardlink_to(draft)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
     finally:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-journal"):
             draft.with_name(draft.name + suffix).unlink(missing_ok=True)
 
 
@@ -157,7 +156,8 @@ def add_tables(engine: Engine) -> None:
             connection.execute(insert(schema.schema), {"version": schema.VERSION})
             return
         found = connection.scalar(select(schema.schema.c.version))
-        for version in range(found or schema.VERSION, schema.VERSION):
+        _check_version(found, str(engine.url.database))  # again: it may have changed since
+        for version in range(found or 0, schema.VERSION):
             for statement in schema.MIGRATIONS[version]:
                 connection.exec_driver_sql(statement)
             connection.execute(update(schema.schema), {"version": version + 1})
@@ -188,14 +188,30 @@ def _check_place(path: Path) -> None:
         raise StoreError(f"the store {path} cannot be used: directory {place} is not writable")
 
 
+def _check_leftovers(path: Path) -> None:
+    """Refuse a place where a log was left, which SQLite would take for that of the new store.
+
+    It makes a log only beside a file, so one that is seen before the file is missing is left over.
+    """
+    logs = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    left = [str(log) for log in logs if log.exists()]
+    if left and not path.exists():
+        raise StoreError(
+            f"the store {path} does not exist, and {' and '.join(left)} of a store that was there "
+            "before does; put that store back, or remove what it has left"
+        )
+
+
 def _has_tables(path: Path) -> bool:
     """Tell a store from an empty database, and refuse anything else and another schema.
 
     Without a log beside it, the file is opened as immutable: else SQLite would leave
-    files beside a database that is in write-ahead mode.
+    files beside a database that is in write-ahead mode. No one but SQLite may open it: when any
+    descriptor of a file is closed, this process loses all its locks on that file
+    (sqlite.org/howtocorrupt.html, 2.2).
     """
     logged = path.with_name(path.name + "-wal").exists()
-    uri = f"file:{quote(str(path))}?{'mode=ro' if logged else 'immutable=1'}"
+    uri = f"file:{quote(os.fsencode(path))}?{'mode=ro' if logged else 'immutable=1'}"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -205,17 +221,21 @@ def _has_tables(path: Path) -> bool:
                 else []
             )
     except (sqlite3.Error, ValueError) as error:
-        raise StoreError(
-            f"the store {path} cannot be read as a SQLite database: {error}"
-        ) from error
+        foreign = getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB"
+        why = "it is a file, but not a SQLite database" if foreign else str(error)
+        raise StoreError(f"the store {path} cannot be read as a SQLite database: {why}") from error
     if tables and not versions:
         raise StoreError(
             f"the store {path} is a SQLite database of something else; it is left as it is"
         )
     for (version,) in versions:
-        if version not in (*schema.MIGRATIONS, schema.VERSION):
-            raise StoreError(
-                f"the store {path} has schema version {version!r}, and this eventor knows "
-                f"versions up to {schema.VERSION}; it is left as it is"
-            )
+        _check_version(version, str(path))
     return bool(tables)
+
+
+def _check_version(version: object, path: str) -> None:
+    if version not in (*schema.MIGRATIONS, schema.VERSION):
+        raise StoreError(
+            f"the store {path} has schema version {version!r}, and this eventor knows "
+            f"versions up to {schema.VERSION}; it is left as it is"
+        )

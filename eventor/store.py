@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, exists, func, insert, select, update
+from sqlalchemy import and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 MEMORY = ":memory:"
 
-_FROM_OUTSIDE = (CauseKind.call, CauseKind.step, CauseKind.process, CauseKind.recovery)
+_FROM_OUTSIDE = (CauseKind.call, CauseKind.step, CauseKind.process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,18 @@ def locate(store: str | os.PathLike[str]) -> Location:
     return Location(Path(place).absolute())
 
 
+def _real(location: Location) -> Path | None:
+    """Return the file of a store, through all links: SQLite keeps its log beside that.
+
+    Raises:
+        StoreError: the links lead in a circle.
+    """
+    try:
+        return None if location.path is None else location.path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"the store {location} cannot be looked at: {error}") from error
+
+
 def _locate_url(place: str) -> Location:
     try:
         url = make_url(place)
@@ -116,7 +128,7 @@ class Store:
 
     def __init__(self, location: Location, *, must_exist: bool = False) -> None:
         self.location = location
-        path = location.path
+        path = self._path = _real(location)
         if path is not None:
             sqlite.check_file(path, must_exist=must_exist)
         elif must_exist:
@@ -188,7 +200,9 @@ class Store:
                 )
             keeper = _refuse_owned(connection, run_id, latest, now)
             lineage = tuple(_lineage(parents, base))
-            _insert_recovery(connection, run_id, latest + 1, base, claim, lease_seconds, now)
+            _insert_recovery(
+                connection, run_id, latest + 1, base, claim, lease_seconds, now, keeper
+            )
         return Ledger(self, claim, run_id, latest + 1, lineage, keeper)
 
     @contextmanager
@@ -223,15 +237,14 @@ class Store:
             raise
 
     def _check_files(self) -> None:
-        path = self.location.path
-        if path is not None and sqlite.identify(path) != self._identity:
+        if self._path is not None and sqlite.identify(self._path) != self._identity:
             raise FileNotFoundError("it, or the log beside it, was replaced while it was in use")
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise StoreError(
                 f"the store {self.location} cannot {what}: "
                 f"it holds something that eventor has not written: {error}"
@@ -271,18 +284,27 @@ class Ledger:
         self._definition: str | None = None
 
     def left(self) -> dict[TaskKey, Left]:
-        """Return how the recoveries on which this one is based left their tasks, newest first."""
+        """Return how the recoveries on which this one is based left their tasks.
+
+        That is a task's newest status, and its newest result: they are numbered as they come.
+        """
         columns = schema.task.c
-        query = (
+        which = (columns.step, columns.sequence, columns.sequence_type)
+        newest = (
             select(
-                columns.step,
-                columns.sequence,
-                columns.sequence_type,
-                columns.status,
-                columns.result_id,
+                *which,
+                func.max(columns.recovery).label("recovery"),
+                func.max(columns.result_id).label("result_id"),
             )
             .where(columns.run_id == self.run_id, columns.recovery.in_(self._lineage))
-            .order_by(columns.recovery)
+            .group_by(*which)
+            .subquery()
+        )
+        same = (columns[name] == newest.c[name] for name in _WHICH if name != "run_id")
+        query = (
+            select(*which, columns.status, newest.c.result_id)
+            .join_from(newest, schema.task, and_(columns.run_id == self.run_id, *same))
+            .order_by(columns.task_id)
         )
         with self._store.reading("read what was run before") as connection:
             return {
@@ -291,16 +313,18 @@ class Ledger:
             }
 
     def triggers(self) -> list[Trigger]:
-        """Return what the recoveries on which this one is based were triggered with."""
+        """Return what the recoveries on which this one is based were triggered with, once each."""
         columns = schema.event.c
+        which = (columns.event, columns.sequence, columns.sequence_type)
         query = (
-            select(columns.event, columns.sequence, columns.sequence_type, columns.recovery)
+            select(*which, func.min(columns.recovery).label("recovery"))
             .where(
                 columns.run_id == self.run_id,
                 columns.recovery.in_(self._lineage),
                 columns.cause_kind.in_([kind.value for kind in _FROM_OUTSIDE]),
             )
-            .order_by(columns.event_id)
+            .group_by(*which)
+            .order_by(func.min(columns.event_id))
         )
         with self._store.reading("read what was triggered before") as connection:
             return [
@@ -499,8 +523,8 @@ class _Batch:
         if self._created:
             connection.execute(insert(schema.task), list(self._created.values()))
         for rows in (self._started, self._launched, self._ended):
-            if rows:
-                connection.execute(_update_task(tuple(rows[0])), rows)
+            if rows and connection.execute(_update_task(tuple(rows[0])), rows).rowcount < len(rows):
+                raise ValueError("a task that was recorded is not there any more")
 
     def _create(self, task: TaskKey, cause: Cause, status: TaskStatus, replay: str | None) -> None:
         self._created[task] = (
@@ -569,7 +593,12 @@ def _insert_recovery(
     claim: Owner,
     lease_seconds: float,
     now: datetime,
+    keeper: Owner | None = None,
 ) -> None:
+    """Insert a recovery; until it has a keeper of its own, that of the dead owner before it stays.
+
+    So whoever recovers next waits for that keeper too, should this recovery die before it has.
+    """
     row = {
         "run_id": run_id,
         "recovery": recovery,
@@ -580,12 +609,14 @@ def _insert_recovery(
         "owner_began": claim.began,
         "lease_seconds": lease_seconds,
         "heartbeat_at": now,
+        "keeper_pid": None if keeper is None else keeper.pid,
+        "keeper_began": None if keeper is None else keeper.began,
     }
     connection.execute(insert(schema.recovery), row)
 
 
 def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> Owner | None:
-    """Return the keeper of a run whose owner has died, or None if it was let go of in peace.
+    """Return the keeper of a run that nobody owns, if it has had one; it may be at work yet.
 
     Raises:
         OwnershipError: the owner of its latest recovery lives.
@@ -594,17 +625,15 @@ def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetim
     row = connection.execute(
         select(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest)
     ).one()
-    if row.owner_pid is None:
-        return None
-    running = owner.is_running(_owner(row))
+    running = False if row.owner_pid is None else owner.is_running(_owner(row))
     lease = row.lease_seconds or 0.0
     if not owner.holds(running, row.heartbeat_at, lease, now):
         if row.keeper_pid is None:
             return None
-        return Owner(str(row.owner_host), row.keeper_pid, str(row.keeper_began))
+        return Owner(str(row.owner_host), int(row.keeper_pid), str(row.keeper_began))
     held = f"run {run_id} is owned by {_owner(row)}, in its recovery {latest}, and cannot be "
     if running is None:
-        seen = (now - row.heartbeat_at).total_seconds()
+        seen = max(0.0, (now - row.heartbeat_at).total_seconds())
         raise OwnershipError(
             f"{held}recovered yet: that process cannot be looked at from here, was heard of "
             f"{seen:.1f} s ago, and counts as dead after {lease:g} s"

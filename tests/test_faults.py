@@ -9,7 +9,6 @@ import threading
 import pytest
 
 import eventor as evr
-from eventor import sqlite
 from tests.conftest import sql
 
 FUZZ, QUICK_FUZZ = 400, 60
@@ -43,13 +42,15 @@ def replace(path):
     ids=["deleted", "log deleted", "replaced", "read-only"],
 )
 def test_nothing_goes_on_in_a_store_whose_file_is_not_what_it_was(
-    make, tmp_path, fault, mend, told
+    make, tmp_path, fault, mend, told, debug_log
 ):
     path, ran = tmp_path / "flow.db", tmp_path / "ran"
     ev = build(make, lambda: fault(path), ran.touch)
     with pytest.raises(evr.StoreError, match=f"flow.db cannot record what happened: .*{told}"):
         ev()
     assert not ran.exists()
+    assert "Running step fault[1]" in debug_log()
+    assert "Step completed" not in debug_log()
     with pytest.raises(evr.UsageError, match="recover the run"):
         ev()
     ev.close()
@@ -120,6 +121,26 @@ def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(make, small_disk):
     assert evr.StepReplay.skip not in replays[done:]
 
 
+def test_a_disk_that_is_full_when_a_store_is_made_leaves_none(make, small_disk):
+    store, ballast = small_disk / "flow.db", small_disk / "ballast"
+    told = []
+    for pages in range(4, 60, 4):
+        room = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - pages * 4096))
+        try:
+            make(store).close()
+        except evr.StoreError as error:
+            told.append(str(error))
+        ballast.unlink()
+        with make(store) as ev:
+            assert ev() is True
+        for path in small_disk.iterdir():
+            assert path.name.startswith("flow.db")
+            path.unlink()
+    assert 0 < len(told) < 14
+    assert all("full" in words or "No space" in words or "I/O" in words for words in told)
+
+
 def test_an_error_of_the_disk_is_told(script):
     ran = script("""
         import resource
@@ -161,6 +182,14 @@ def test_a_damaged_page_is_told(make, tmp_path, table):
         build(make, run_mode=evr.RunMode.recover)()
 
 
+def test_a_task_that_a_stranger_has_removed_stops_the_run(make, tmp_path):
+    ran = tmp_path / "ran"
+    ev = build(make, lambda: sql(tmp_path / "flow.db", "DELETE FROM eventor_task"), ran.touch)
+    with pytest.raises(evr.StoreError, match="a task that was recorded is not there any more"):
+        ev()
+    assert not ran.exists()
+
+
 def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
     make().close()
     make(run_mode="recover").close()
@@ -177,6 +206,8 @@ def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
         "UPDATE eventor_task SET sequence = 'x', sequence_type = 'int'",
         "UPDATE eventor_recovery SET heartbeat_at = 7, owner_pid = 'x', owner_began = 'x'",
         "UPDATE eventor_recovery SET recovery = 9223372036854775807",
+        "UPDATE eventor_recovery SET keeper_pid = 'x'",
+        "UPDATE eventor_recovery SET definition = printf('%.*c', 200000, '[')",
         "DROP TABLE eventor_task",
         "ALTER TABLE eventor_task DROP COLUMN traceback",
     ],
@@ -210,7 +241,7 @@ def mutate(good, dice):
     if kind == 0:
         return dice.randbytes(dice.randrange(1, 20_000))
     if kind == 1:
-        return sqlite._MAGIC + dice.randbytes(dice.randrange(1, 20_000))
+        return b"SQLite format 3\0" + dice.randbytes(dice.randrange(1, 20_000))
     if kind == 2:
         return bytes(data[: dice.randrange(1, len(data))])
     if kind == 3:

@@ -452,3 +452,21 @@ def test_of_a_long_change_the_place_is_shown_where_it_begins(make):
         'changed event all (expr: ...rt 98", "part 99", "one", {"and": 101}] -> '
         '...rt 98", "part 99", "two", {"and": 101}])'
     )
+
+
+def test_a_result_outlives_a_recovery_that_died_in_its_step(make, tmp_path):
+    policy = {"success": "rerun", "active": "skip"}
+
+    def run(**arguments):
+        with make(**arguments) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("s", func=lambda: 42, recovery=policy))
+            ev.trigger_event(go, 1)
+            ev()
+            return [(task.replay, task.result) for task in ev.tasks()]
+
+    assert run() == [(None, 42)]
+    assert run(run_mode="recover") == [("rerun", 42)]
+    died = "UPDATE eventor_task SET status = 'active', result_id = NULL WHERE recovery = 1"
+    sql(tmp_path / "flow.db", died)
+    assert run(run_mode="recover") == [("skip", 42)]

@@ -1,14 +1,19 @@
 """The store under other hands: what other programs read, and what happens when it cannot write."""
 
+import errno
 import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
+from sqlalchemy import event
 
 import eventor as evr
 from eventor import sqlite
-from tests.conftest import sql
+from tests.conftest import sql, statuses
 
 
 def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
@@ -152,3 +157,141 @@ def test_triggers_that_were_never_run_are_recorded_at_the_close(make):
     ev.add_assoc(ev.add_event("go"), ev.add_step("s", func=int))
     assert ev() is True
     assert [task.sequence for task in ev.tasks(status="success")] == [5]
+
+
+READER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+print(connection.execute("SELECT count(*) FROM eventor_run").fetchone()[0])
+connection.close()
+"""
+
+
+def test_eventors_side_by_side_keep_their_locks_on_the_store(make, tmp_path):
+    """Else a reader would take itself for the last one, and remove the log when it leaves."""
+    store = tmp_path / "flow.db"
+    ev = make(name="one")
+    make(name="two")
+    with pytest.raises(evr.OwnershipError):
+        make(name="one", run_mode=evr.RunMode.recover)
+
+    def read():
+        ran = subprocess.run(
+            [sys.executable, "-c", READER, store], capture_output=True, text=True, check=True
+        )
+        return ran.stdout
+
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("read", func=read))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert ev.tasks()[0].result == "2\n"
+    assert (tmp_path / "flow.db-wal").exists()
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_a_new_store_is_not_made_beside_the_log_of_another(make, tmp_path, suffix):
+    log = tmp_path / f"flow.db{suffix}"
+    log.write_bytes(b"of another")
+    with pytest.raises(evr.StoreError, match=f"flow.db does not exist, and .*flow.db{suffix} of"):
+        make()
+    assert log.read_bytes() == b"of another"
+    assert not (tmp_path / "flow.db").exists()
+    log.unlink()
+    assert make().run_id == 1
+
+
+def test_a_store_may_be_named_by_links(make, tmp_path):
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link.db").symlink_to(tmp_path / "place/real.db")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "place")
+    for number, store in enumerate(["link.db", "place/real.db", "there/real.db"], 1):
+        ev = make(tmp_path / store)
+        assert ev.run_id == number
+        assert ev() is True
+    assert make(tmp_path / "there/../side.db").run_id == 1
+    names = {path.name for path in tmp_path.rglob("*.db")}
+    assert names == {"link.db", "real.db", "side.db"}
+    assert (tmp_path / "side.db").exists()
+    (tmp_path / "round.db").symlink_to("round.db")
+    with pytest.raises(evr.StoreError, match=r"round.db cannot be looked at"):
+        make(tmp_path / "round.db")
+
+
+def test_what_a_link_leads_to_is_left_as_it_is_if_it_is_no_store(make, tmp_path):
+    other = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
+    other.execute("PRAGMA journal_mode = WAL")
+    other.execute("CREATE TABLE theirs (x)")
+    (tmp_path / "link.db").symlink_to("other.db")
+    with pytest.raises(evr.StoreError, match="a SQLite database of something else"):
+        make(tmp_path / "link.db")
+    assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("theirs",)]
+    other.close()
+
+
+def test_a_path_need_not_be_utf_8(make, tmp_path):
+    store = os.fsencode(tmp_path) + b"/caf\xe9 %20?#.db"
+    make(os.fsdecode(store)).close()
+    assert make(os.fsdecode(store), run_mode=evr.RunMode.recover).recovery == 1
+    assert store in {os.fsencode(path) for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_store_is_made_where_files_have_one_name_only(make, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "no links here")
+
+    monkeypatch.setattr("pathlib.Path.hardlink_to", refuse)
+    make().close()
+    assert make().run_id == 2
+    assert not list(tmp_path.glob("*.new*"))
+
+
+def test_a_fault_while_a_store_is_made_leaves_nothing(make, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "no luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.hardlink_to", refuse)
+        with pytest.raises(evr.StoreError, match=r"cannot be opened: .*no luck"):
+            make()
+    assert not list(tmp_path.glob("*.db*")) + list(tmp_path.glob("*.new*"))
+    assert make().run_id == 1
+
+
+def test_a_store_that_another_eventor_has_just_migrated_is_refused(make, tmp_path, monkeypatch):
+    make().close()
+    check = sqlite.check_file
+
+    def late(path, **arguments):
+        check(path, **arguments)
+        sql(path, "UPDATE eventor_schema SET version = 99")
+
+    monkeypatch.setattr(sqlite, "check_file", late)
+    with pytest.raises(evr.StoreError, match="schema version 99"):
+        make()
+
+
+def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
+    ev = make()
+    go, then = ev.add_event("go"), ev.add_event("then")
+    ev.add_assoc(go, ev.add_step("s", func=int, triggers={"at_success": then}))
+    ev.add_assoc(then, ev.add_step("t", func=int))
+    ev.trigger_event(go)
+    seen = []
+
+    def refuse(_connection, _cursor, statement, *_):
+        if statement.startswith("UPDATE eventor_task"):
+            seen.append(sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_event"))
+            if len(seen) > 1:
+                raise sqlite3.OperationalError("no luck")
+
+    event.listen(ev._store._engine, "before_cursor_execute", refuse)
+    with pytest.raises(evr.StoreError, match="no luck"):
+        ev()
+    event.remove(ev._store._engine, "before_cursor_execute", refuse)
+    # The event `then` was written before it was refused, in the same transaction.
+    assert seen[-1] == [(1,)]
+    assert [raised.event for raised in ev.events()] == ["go"]
+    assert statuses(ev) == {"s[1]": "active"}
