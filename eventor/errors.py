@@ -32,5 +32,9 @@ class UsageError(EventorError):
     """An Eventor is used where it cannot work: closed, already running, or in another process."""
 
 
+class LaunchError(EventorError):
+    """No process can be started beside the program, so that no step can run."""
+
+
 class OwnershipError(EventorError):
     """The run has another live owner, or another owner has taken it over."""

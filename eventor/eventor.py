@@ -98,6 +98,7 @@ class Eventor:
         self._used: set[int] = set()
         self._next = 1
         self._resumed = False
+        self._again: list[Trigger] = []
         self._broken: str | None = None
         self._running = threading.Lock()
         self._pid = os.getpid()
@@ -121,7 +122,8 @@ class Eventor:
             )
         except BaseException:
             if ledger is not None:
-                _let_go(ledger)
+                with contextlib.suppress(StoreError):
+                    ledger.release()
             self._store.close()
             raise
         self._journal = Journal(level, self._config.logdir, stem)
@@ -259,6 +261,7 @@ class Eventor:
 
         Raises:
             StoreError: something could not be recorded; nothing was launched after that.
+            LaunchError: the process that guards the steps cannot be started.
             OwnershipError: another host has taken over the run, since this Eventor was not heard
                 of for longer than its lease; nothing was launched after that.
             RecoveryError: the flow is not what was recorded, and `strict_recovery` is True.
@@ -269,6 +272,8 @@ class Eventor:
         if not self._running.acquire(blocking=False):
             raise UsageError("ev() is running already; it cannot be called again before it ends")
         try:
+            # One may have come when the last call was over but for its end.
+            self._inbox.forget_signals()
             with Signals(self._inbox.interrupt, self._release):
                 return self._run()
         finally:
@@ -294,9 +299,11 @@ class Eventor:
         if not self._running.acquire(blocking=False):
             raise UsageError("ev() is running; what it would do cannot be told before it ends")
         try:
-            again, changed = ([], []) if self._resumed else self._look_back()
+            again, changed = (self._again, []) if self._resumed else self._look_back()
             changes = self._plan.foresee(
-                [*self._inbox.peek(), *again], lambda task: task.step in failed
+                [*self._inbox.peek(), *self._defined(again)],
+                lambda task: task.step in failed,
+                stopped=self._inbox.stopped_by is not None,
             )
         finally:
             self._running.release()
@@ -374,6 +381,9 @@ class Eventor:
     def close(self) -> None:
         """Record what is still waiting, and release the store; closing twice is a no-op.
 
+        Where even that cannot be recorded, a warning says so: the run can then be recovered by this
+        program, and by others once it has ended.
+
         Raises:
             StoreError: what was waiting could not be recorded; the store is released.
             UsageError: `ev()` is running, or this Eventor was made by another process.
@@ -392,7 +402,9 @@ class Eventor:
     def _run(self) -> bool:
         if not self._resumed:
             self._resume_run()
+        self._raise_again()
         try:
+            self._note_triggers()
             self._ledger.define(self._flow.definition(), _now())
             self._plan.resume()
             whole = Loop(
@@ -412,7 +424,7 @@ class Eventor:
         if not whole:
             self._broken = f"{self._inbox.cut_by} ended the running steps"
         reason = self._inbox.stopped_by
-        self._inbox.forget_requests()
+        self._inbox.forget_stop()
         self._report_end(reason)
         return whole and self._plan.all_handled and not (reason and self._plan.waiting)
 
@@ -436,20 +448,27 @@ class Eventor:
             if self._config.strict_recovery:
                 raise RecoveryError(f"{message}; nothing has run, since strict_recovery is True")
             self._journal.say(logging.WARNING, message, "loop_session_start")
-        for trigger in again:
-            self._inbox.put(trigger)
+        self._again = again
         self._resumed = True
+
+    def _raise_again(self) -> None:
+        """Raise again what is defined by now; the rest waits, for the flow may grow."""
+        for trigger in self._defined(self._again):
+            self._inbox.put(trigger)
+        self._again = [trigger for trigger in self._again if trigger.event not in self._flow.events]
+
+    def _defined(self, triggers: list[Trigger]) -> list[Trigger]:
+        return [trigger for trigger in triggers if trigger.event in self._flow.events]
 
     def _look_back(self) -> tuple[list[Trigger], list[str]]:
         """Return the triggers to raise again, and what has changed in the flow."""
         triggers = self._ledger.triggers()
         before = self._ledger.definition_before()
-        changed = [
-            *([] if before is None else drift.differences(before, self._flow.definition())),
-            *drift.lost_triggers(triggers, self._flow.events),
-            *drift.lost_tasks(self._left, self._flow.steps),
-        ]
-        return [trigger for trigger in triggers if trigger.event in self._flow.events], changed
+        changed = [] if before is None else drift.differences(before, self._flow.definition())
+        if changed or before is None:  # else it was known before, and the run went on without
+            changed += drift.lost_triggers(triggers, self._flow.events)
+            changed += drift.lost_tasks(self._left, self._flow.steps)
+        return triggers, changed
 
     def _planned(self, task: TaskKey) -> PlannedTask:
         left = self._plan.how_left(task)
@@ -461,14 +480,24 @@ class Eventor:
         if self._broken is not None or not self._running.acquire(blocking=False):
             return
         try:
-            changes = self._plan.note(self._inbox.take())
-            if changes:
-                self._ledger.record(changes, _now())
+            if self._inbox and not self._is_refused():
+                self._note_triggers()
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
         finally:
             self._running.release()
+
+    def _note_triggers(self) -> None:
+        changes = self._plan.note(self._inbox.take())
+        if changes:
+            self._ledger.record(changes, _now())
+        for change in changes:
+            self._journal.say(logging.DEBUG, repr(change), "trigger_event")
+
+    def _is_refused(self) -> bool:
+        """Whether `ev()` would refuse the flow; its triggers are then not recorded."""
+        return self._config.strict_recovery and not self._resumed and bool(self._look_back()[1])
 
     def _next_sequence(self) -> int:
         while self._next in self._used:
@@ -510,7 +539,11 @@ def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:
     """Let go of what an Eventor holds; a forked process has nothing of it."""
     if os.getpid() != pid:
         return
-    _let_go(ledger)
+    try:
+        ledger.release()
+    except StoreError as error:
+        message = f"Others can recover run {ledger.run_id} once this program has ended: {error}"
+        journal.say(logging.WARNING, message, "__init__")
     store.close()
     journal.close()
 
@@ -522,11 +555,6 @@ def _await_keeper(ledger: Ledger) -> None:
         raise RecoveryError(
             f"steps of run {ledger.run_id}, whose owner has died, are still being ended by {keeper}"
         )
-
-
-def _let_go(ledger: Ledger) -> None:
-    with contextlib.suppress(StoreError):
-        ledger.release()
 
 
 def _refuse_reimport(caller: FrameType) -> None:

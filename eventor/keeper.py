@@ -19,7 +19,6 @@ import signal
 import struct
 import sys
 import threading
-import time
 import warnings
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING, NoReturn
@@ -35,12 +34,13 @@ _ENDED = b"-"
 _LOOK_SECONDS = 0.2
 """How often the keeper looks at its parent, should others hold the pipe open."""
 
-_LAST_SECONDS = 5.0
-"""How long a dead owner's keeper waits for steps that were forked and have not said so yet."""
-
 
 def announce(pipe: Connection) -> None:
-    """Tell the keeper, from a step's process, the group that it leads; and let go of the pipe."""
+    """Tell the keeper, from a step's process, the group that it leads; and let go of the pipe.
+
+    If the owner lives after this, its keeper has heard of the group, or will before it ends. If it
+    does not, nobody may have, and the step must not go on.
+    """
     _send(pipe, _BEGUN, os.getpid())
     pipe.close()
 
@@ -175,11 +175,10 @@ def _keep(reading: int, owner: int) -> NoReturn:
         while not ended and os.getppid() == owner:
             ended = _hear(groups, reading, _LOOK_SECONDS)
             groups.forget_empty()
-        deadline = time.monotonic() + _LAST_SECONDS
+        # All that was said while the owner lived is in the pipe; see `announce`.
+        while not ended and _is_readable(reading, 0):
+            ended = _hear(groups, reading, 0)
         groups.kill()
-        while not ended and time.monotonic() < deadline:
-            ended = _hear(groups, reading, _LOOK_SECONDS)
-            groups.kill()
     finally:
         os._exit(0)
 
@@ -198,10 +197,14 @@ def _detach(reading: int) -> None:
 
 def _hear(groups: Groups, reading: int, seconds: float) -> bool:
     """Wait for something to come in, take it, and tell whether the pipe has ended."""
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    if not poll.poll(seconds * 1000):
+    if not _is_readable(reading, seconds):
         return False
     data = os.read(reading, 1 << 16)
     groups.take(data)
     return not data
+
+
+def _is_readable(reading: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))

@@ -17,15 +17,17 @@ import sys
 import threading
 import time
 import warnings
-from multiprocessing import Pipe
+from multiprocessing import Pipe, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
+from eventor.errors import LaunchError
 from eventor.keeper import Keeper, unwarned
+from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey
-from eventor.signals import TAKEN
+from eventor.signals import TAKEN, blocked
 from eventor.types import Outcome, failure
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0
 """How long a process may linger after its step has returned, and after it was told to end."""
+
+_CLOSING_SECONDS = 1.0
+"""How long a process may take to end once it has closed its pipe, which takes microseconds."""
 
 _DESCRIPTORS_PER_WORKER = 4
 _SPARE_DESCRIPTORS = 64
@@ -55,16 +60,14 @@ class Worker:
 
     def __init__(self, key: TaskKey, process: Any, connection: Connection) -> None:
         self.key = key
-        self.heard = False
-        """Whether its outcome has come in."""
         self._process = process
         self._inlet = task.Inlet(connection)
         self._sentinel: int | None = getattr(process, "sentinel", None)
-
-    @property
-    def pid(self) -> int:
+        self.pid: int = process.pid if self.is_process else os.getpid()
         """The process in which it runs; a thread's is the owner's."""
-        return self._process.pid if self.is_process else os.getpid()
+        self._returned_at: float | None = None
+        self._closed_at: float | None = None
+        self._told: int | None = None
 
     @property
     def is_process(self) -> bool:
@@ -72,19 +75,31 @@ class Worker:
         return self._sentinel is not None
 
     def signals(self) -> list[Any]:
-        """Return what becomes ready when there is something to hear."""
+        """Return what becomes ready when there is something to hear.
+
+        A process closes its pipe when it ends. One that has closed it and does not end has closed
+        its sentinel too, as daemons do: that would be ready all the time, so it is let alone.
+        """
         sentinel = [] if self._sentinel is None else [self._sentinel]
-        return sentinel if self._inlet.ended else [self._inlet, *sentinel]
+        if self._closed_at is None:
+            return [self._inlet, *sentinel]
+        return sentinel if time.monotonic() < self._closed_at + _CLOSING_SECONDS else []
 
     def hear(self) -> tuple[list[task.Message], bool]:
         """Return what has come in, and whether nothing more will come."""
         # In this order: what a worker has sent before it was seen dead is then read for sure.
         dead = not self._process.is_alive() or self._is_reaped()
         messages = self._inlet.read()
+        if any(isinstance(message, Outcome) for message in messages):
+            self._returned_at = time.monotonic()
+        if self._inlet.ended and self._closed_at is None:
+            self._closed_at = time.monotonic()
         return messages, dead or (self._inlet.ended and not self.is_process)
 
-    def silent_end(self) -> Outcome:
-        """Return the outcome of one that ended without sending any."""
+    def silent_end(self) -> Outcome | None:
+        """Return the outcome of one that ended, None if it has sent it itself."""
+        if self._returned_at is not None:
+            return None
         if self._inlet.garbled:
             return failure("what came through its pipe was not sent by eventor")
         code = getattr(self._process, "exitcode", None)
@@ -105,6 +120,24 @@ class Worker:
         except OSError:
             with contextlib.suppress(OSError):
                 (self._process.kill if number == signal.SIGKILL else self._process.terminate)()
+
+    def hurry(self) -> bool:
+        """End it if it goes on for too long after its step has returned.
+
+        Returns:
+            Whether it had not been told before.
+        """
+        if self._returned_at is None or not self.is_process:
+            return False
+        late = time.monotonic() - self._returned_at
+        if late < GRACE_SECONDS:
+            return False
+        number = signal.SIGTERM if late < 2 * GRACE_SECONDS else signal.SIGKILL
+        if number == self._told:
+            return False
+        first, self._told = self._told is None, number
+        self.end(number)
+        return first
 
     def end_rest(self) -> None:
         """Kill what it has started, now that it is dead itself."""
@@ -150,9 +183,15 @@ class Launcher:
     ) -> None:
         self._construct = construct
         self._on_record = on_record
-        self._workers: list[Worker] = []
+        self._workers: dict[Worker, None] = {}
+        self._process = process_of(os.getpid())
         self._keeper: Keeper | None = None
         self._abandoning = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether any of its workers has not ended yet."""
+        return bool(self._workers)
 
     def prepare(self) -> int | None:
         """Make sure that no process outlives this one; to be called before any is recorded.
@@ -161,44 +200,39 @@ class Launcher:
             The pid of the keeper, or None for threads, which need none.
 
         Raises:
-            OSError: the keeper cannot be started.
+            LaunchError: the keeper cannot be started.
             RuntimeWarning: where warnings are errors, and a fork would be beside other threads.
         """
         if issubclass(self._construct, threading.Thread):
             return None
-        if self._keeper is None:
-            _warn_of_threads(self._construct)
-            self._keeper = Keeper()
-        return self._keeper.ensure(worker.pid for worker in self._workers)
+        try:
+            if self._keeper is None:
+                if _forks(self._construct):
+                    _warn_of_threads()
+                else:
+                    # Else the first worker starts its server, which would let all signals through.
+                    resource_tracker.ensure_running()
+                self._keeper = Keeper()
+            return self._keeper.ensure(worker.pid for worker in self._workers)
+        except OSError as error:
+            raise LaunchError(f"no process can be started to keep the steps: {error}") from error
 
     def start(self, key: TaskKey, step: Step) -> int | Outcome:
         """Start a worker for a task; return its pid, or how it failed to start."""
-        reading, writing = Pipe(duplex=False)
         call = task.Call(step.name, key.sequence, step.func, step.args, step.kwargs)
-        # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
-        origin = task.Origin(
-            os.getpid(),
-            task.LogLevels.of_this_process(),
-            frozenset(map(int, blocked)),
-            None if self._keeper is None else self._keeper.pipe,
-        )
-        try:
-            with unwarned():
-                process = self._construct(
-                    target=task.main, args=(call, writing, origin), name=str(key)
-                )
-                process.start()
-        except Exception as error:
-            reading.close()
-            writing.close()
-            return failure(f"it could not be started: {task.describe(error)}")
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        with contextlib.ExitStack() as opened:
+            try:
+                reading, writing = Pipe(duplex=False)
+                opened.callback(reading.close)
+                opened.callback(writing.close)
+                process = self._begin(call, writing, str(key))
+            except Exception as error:
+                return failure(f"it could not be started: {task.describe(error)}")
+            opened.pop_all()
         worker = Worker(key, process, reading)
         if worker.is_process:
             writing.close()
-        self._workers.append(worker)
+        self._workers[worker] = None
         return worker.pid
 
     def wait(self, bell: list[Any], seconds: float) -> None:
@@ -208,34 +242,26 @@ class Launcher:
     def collect(self) -> list[TaskEnded]:
         """Return the ends that have come in, and pass on the log records."""
         ends = []
-        lasting = []
-        for worker in self._workers:
+        for worker in tuple(self._workers):
             messages, gone = worker.hear()
             for message in messages:
                 if isinstance(message, Outcome):
-                    worker.heard = True
                     ends.append(TaskEnded(worker.key, message))
                 else:
                     self._on_record(logging.makeLogRecord(message))
-            if not gone:
-                lasting.append(worker)
-                continue
-            if not worker.heard:
-                ends.append(TaskEnded(worker.key, worker.silent_end()))
-            self._dismiss(worker)
-        self._workers = lasting
+            if gone:
+                if (silent := worker.silent_end()) is not None:
+                    ends.append(TaskEnded(worker.key, silent))
+                self._dismiss(worker)
         return ends
 
-    def finish(self) -> list[TaskKey]:
-        """Wait for workers whose outcome is in to end; return those that had to be ended."""
-        self._await_ends(GRACE_SECONDS)
-        late = [worker.key for worker in self._workers]
-        self.abandon()
-        return late
+    def hurry(self) -> list[TaskKey]:
+        """End processes that go on long after their steps have returned; return those told now."""
+        return [worker.key for worker in self._workers if worker.hurry()]
 
     def abandon(self) -> None:
         """End all processes and what they started, by force if need be; threads cannot be ended."""
-        self._workers = [worker for worker in self._workers if worker.is_process]
+        self._workers = {worker: None for worker in self._workers if worker.is_process}
         self._abandoning = True
         for number in (signal.SIGTERM, signal.SIGKILL):
             for worker in self._workers:
@@ -244,12 +270,30 @@ class Launcher:
         self._abandoning = False
 
     def close(self) -> None:
-        """Let go of the keeper; to be called when nothing runs any more."""
+        """Let go of the keeper, and of workers that could not be ended in time."""
+        for worker in self._workers:
+            if worker.is_process:
+                worker.end(signal.SIGKILL)
         if self._keeper is not None:
             self._keeper.close()
             self._keeper = None
 
+    def _begin(self, call: task.Call, writing: Connection, name: str) -> Any:
+        """Start a process or thread, whose own the writing end of the pipe is from then on."""
+        # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
+        with blocked(TAKEN) as before, unwarned():
+            origin = task.Origin(
+                self._process,
+                task.LogLevels.of_this_process(),
+                before,
+                None if self._keeper is None else self._keeper.pipe,
+            )
+            process = self._construct(target=task.main, args=(call, writing, origin), name=name)
+            process.start()
+        return process
+
     def _dismiss(self, worker: Worker) -> None:
+        del self._workers[worker]
         if worker.is_process:
             if self._abandoning:
                 worker.end_rest()
@@ -264,11 +308,15 @@ class Launcher:
             self.collect()
 
 
-def _warn_of_threads(construct: type[Any]) -> None:
-    """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
+def _forks(construct: type[Any]) -> bool:
     method = getattr(construct, "_start_method", None) or multiprocessing.get_start_method()
+    return bool(method == "fork")
+
+
+def _warn_of_threads() -> None:
+    """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
     others = threading.active_count() - 1
-    if method == "fork" and others:
+    if others:
         message = (
             f"eventor is about to fork beside {others} other thread(s) of this program, and locks "
             "that they hold stay locked in the steps; call ev() before threads are started, or "

@@ -13,7 +13,10 @@ import stat
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FORMAT = "[ %(asctime)s ][ %(levelname)s ][ %(message)s ][ %(module)s.%(funcName)s ]"
 """The format of the interface's *Example Output*."""
@@ -62,7 +65,7 @@ class Journal:
             return
         if _log.hasHandlers():
             if _log.isEnabledFor(level):
-                _log.handle(record)
+                self._hand_over(record, _log.handle)
         elif not _log.disabled and level >= _log.level:
             self._console.handle(record)
 
@@ -71,9 +74,18 @@ class Journal:
         self._to_files(record)
         logger = logging.getLogger(record.name)
         if logger.hasHandlers():
-            logger.callHandlers(record)
+            self._hand_over(record, logger.callHandlers)
         else:
             self._console.handle(record)
+
+    def _hand_over(
+        self, record: logging.LogRecord, handle: Callable[[logging.LogRecord], object]
+    ) -> None:
+        """Give a record to the program; if that raises, tell it as `logging` does, and go on."""
+        try:
+            handle(record)
+        except Exception:
+            self._console.handleError(record)
 
     def close(self) -> None:
         """Close the files."""

@@ -96,10 +96,13 @@ class Inbox:
         """Return all triggers that are there, and leave them."""
         return list(self._triggers)
 
-    def forget_requests(self) -> None:
-        """Forget the requests to stop: they have been followed."""
-        self._stop = False
+    def forget_signals(self) -> None:
+        """Forget the signals: they have had their effect."""
         self._signals.clear()
+
+    def forget_stop(self) -> None:
+        """Forget the request to stop: it has been followed."""
+        self._stop = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[int]:
@@ -178,10 +181,7 @@ class Loop:
                 whole = self._pass_until_idle(bell)
             if not whole:
                 self._launcher.abandon()
-                return False
-            for task in self._launcher.finish():
-                message = f"Process of step {task} was ended: it went on after its step returned"
-                self._journal.say(logging.WARNING, message, "loop_session_start")
+                return self._plan.idle
         except BaseException:
             self._launcher.abandon()
             raise
@@ -200,15 +200,21 @@ class Loop:
             self._commit(changes, another)
             self._report(changes)
             failed = self._launch(changes)
+            self._hurry()
             if self._inbox.cut_by is not None:
                 return False
-            if self._plan.idle and not self._inbox and not failed:
+            if self._plan.idle and not (self._inbox or failed or self._launcher.busy):
                 return True
             if not failed:
                 seconds = min(self._sleep, _UNWRITTEN_WAIT) if self._unwritten else self._sleep
                 self._launcher.wait([bell], seconds)
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
+
+    def _hurry(self) -> None:
+        for task in self._launcher.hurry():
+            message = f"Process of step {task} was ended: it went on after its step returned"
+            self._journal.say(logging.WARNING, message, "loop_session_start")
 
     def _heed_request(self) -> None:
         """Start nothing more once somebody has asked for it, and say so once."""

@@ -117,22 +117,27 @@ def _place() -> str:
 
 def _start_of(pid: int) -> str | None:
     """Return when a process began, '?' if that cannot be seen, None if there is none any more."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    if _is_gone(pid):
         return None
-    except PermissionError:
-        pass
     if not (_PROC / "self/stat").exists():
         return _start_by_ps(pid)
     try:
         # The name of the program stands in brackets, and may hold anything (man 5 proc).
         words = (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except ProcessLookupError:
-        return None
     except OSError:
-        return "?"
+        # It has ended since, or is hidden.
+        return None if _is_gone(pid) else "?"
     return None if words[0] in "ZX" else words[19]
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _start_by_ps(pid: int) -> str | None:

@@ -203,18 +203,21 @@ class Plan:
         return self._take_changes()
 
     def foresee(
-        self, triggers: Iterable[Trigger], fails: Callable[[TaskKey], bool]
+        self, triggers: Iterable[Trigger], fails: Callable[[TaskKey], bool], *, stopped: bool
     ) -> list[Change]:
         """Return the changes that would follow, until nothing is left; this plan stays as it is.
 
         Args:
             triggers: what would come in first.
             fails: tells which of the tasks that run would fail.
+            stopped: whether nothing would start.
         """
         shared = {id(what): what for what in (self._flow, self._previous)}
         plan = copy.deepcopy(self, shared)
         plan.resume()
-        changes = plan.advance(triggers)
+        if stopped:
+            plan.stop()
+        changes = plan.note(triggers) + plan.advance([])
         for change in changes:  # which grows meanwhile
             if isinstance(change, TaskActive):
                 ended = failure("") if fails(change.task) else Outcome(TaskStatus.success, "")

@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
     from typing import Self
 
@@ -36,23 +36,22 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in TAKEN:
-                if (earlier := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                    self._earlier[number] = earlier
-                    signal.signal(number, self._note)
-            _active.append(self)
+            # Blocked, so that none comes while only some of them are taken.
+            with blocked(TAKEN):
+                for number in TAKEN:
+                    if (earlier := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                        self._earlier[number] = earlier
+                        signal.signal(number, self._note)
+                _active.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self not in _active:
             return
         # Blocked, so that none comes between the last look at them and their earlier handlers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, TAKEN)
-        try:
+        with blocked(TAKEN):
             _active.remove(self)
             self.give_back()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with contextlib.ExitStack() as effects:  # each has its own, even if another raises
             for number in reversed(self._came):
                 effects.callback(self._take_effect, number)
@@ -75,6 +74,16 @@ class Signals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._came[number] = None
         self._on_signal(number)
+
+
+@contextlib.contextmanager
+def blocked(numbers: Iterable[int]) -> Iterator[frozenset[int]]:
+    """Block signals in this thread, and give those that were blocked before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield frozenset(map(int, before))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _active: list[Signals] = []

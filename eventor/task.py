@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor import keeper
 from eventor.errors import EventorError
+from eventor.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ _HEADER = struct.Struct("!Q")
 _CHUNK = 1 << 20
 _SHOWN = 200
 _SMALL_PICKLE = 10_000
+
+LARGEST_PICKLE = 999_000_000
+"""Bytes; SQLite keeps no row above 1,000,000,000 (sqlite.org/limits.html)."""
 
 Message = Outcome | dict[str, Any]
 """What a worker sends: the attributes of a log record, and at last the outcome."""
@@ -121,13 +125,13 @@ class Origin:
     """From where a worker was started.
 
     Attributes:
-        owner: the pid of the owner; a thread finds itself in it.
+        owner: the owner's process; a thread finds itself in it.
         levels: the levels of the owner's loggers.
         blocked: the signals that were blocked there; more are while a worker is started.
         keeper: the pipe by which a process `keeper.announce`s itself.
     """
 
-    owner: int
+    owner: Owner
     levels: LogLevels
     blocked: frozenset[int]
     keeper: Connection | None
@@ -226,7 +230,7 @@ def main(call: Call, connection: Connection, origin: Origin) -> None:
         origin: from where it was started.
     """
     channel = Channel(connection)
-    if os.getpid() != origin.owner:
+    if os.getpid() != origin.owner.pid:
         _lead_group(origin)
         origin.levels.set()
         forward_logging(channel)
@@ -236,7 +240,7 @@ def main(call: Call, connection: Connection, origin: Origin) -> None:
     if channel.mine:
         channel.send(outcome)
     # The pipe of a process stays open: what is logged while it ends still has a way.
-    if os.getpid() == origin.owner:
+    if os.getpid() == origin.owner.pid:
         channel.close()
 
 
@@ -246,6 +250,9 @@ def _lead_group(origin: Origin) -> None:
         os.setpgid(0, 0)
     if origin.keeper is not None:
         keeper.announce(origin.keeper)
+        # Its parent, unless a server forks for it; and a parent that has died is one no more.
+        if os.getppid() != origin.owner.pid and is_running(origin.owner) is False:
+            os._exit(1)
     if signal.SIGINT in signal.sigpending():
         # It came while this process was still in the owner's group.
         signal.signal(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
@@ -335,7 +342,7 @@ def _succeeded(value: Any) -> Outcome:
     if value is None:
         return Outcome(TaskStatus.success, "None")
     try:
-        data = pickle.dumps(value)
+        data = _pickled(value)
     except BaseException as error:
         told = storable(_repr(value))
         return Outcome(
@@ -346,6 +353,13 @@ def _succeeded(value: Any) -> Outcome:
         )
     told = _repr(value) if len(data) <= _SMALL_PICKLE else reprlib.repr(value)
     return Outcome(TaskStatus.success, _cut(storable(told)), StoredResult("pickle", data))
+
+
+def _pickled(value: object) -> bytes:
+    data = pickle.dumps(value)
+    if len(data) > LARGEST_PICKLE:
+        raise ValueError(f"its {len(data):,} bytes are more than the {LARGEST_PICKLE:,} of a store")
+    return data
 
 
 def _repr(value: object) -> str:

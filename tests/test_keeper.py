@@ -1,15 +1,17 @@
 """No leftovers: when the owner dies, so do its steps and what they have started."""
 
+import multiprocessing
 import os
 import signal
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import eventor as evr
-from eventor import owner
+from eventor import owner, task
 from eventor.keeper import Groups
 from tests.conftest import sql, wait_until
 
@@ -86,6 +88,22 @@ if __name__ == "__main__":
             time.sleep(600)
         threading.Thread(target=build("other.db", other)).start()
         build("flow.db", first)()
+    elif what == "held":
+        # A child of the program holds the pipe of the keeper open.
+        def other(*_):
+            if os.fork() == 0:
+                os.closerange(0, 3)
+                Path("held").touch()
+                while not Path("over").exists():
+                    time.sleep(0.005)
+                os._exit(0)
+        signal.signal(signal.SIGUSR1, other)
+        def held():
+            os.kill(os.getppid(), signal.SIGUSR1)
+            while not Path("held").exists():
+                time.sleep(0.005)
+            deaf()
+        build("flow.db", held)()
     elif what == "end":
         assert build("flow.db", leave, int)() is True
         child = int(Path("left").read_text())
@@ -115,6 +133,7 @@ def gone(pid):
         "kill keeper",
         "kill it later",
         "side by side",
+        "held",
         pytest.param("spawn", marks=pytest.mark.slow),
     ],
 )
@@ -132,6 +151,7 @@ def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, numb
     process.send_signal(number)
     process.wait(30)
     wait_until(lambda: all(map(gone, pids)))
+    (tmp_path / "over").touch()
 
 
 def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script):
@@ -180,3 +200,61 @@ def test_a_recovery_waits_until_the_steps_of_a_dead_owner_are_ended(make, tmp_pa
             make(run_mode=evr.RunMode.recover)
         process.kill()
     assert make(run_mode=evr.RunMode.recover).recovery == 2
+
+
+def test_who_recovers_next_waits_too_if_a_recovery_has_waited_in_vain(make, tmp_path, monkeypatch):
+    make().close()
+    monkeypatch.setattr("eventor.eventor._KEEPER_SECONDS", 0.05)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        keeper = owner.process_of(process.pid)
+        place = keeper.began.split(" ")[0]
+        dead = f"owner_host = 'h', owner_pid = {os.getpid()}, owner_began = '{place} 1 1'"
+        kept = f"keeper_pid = {keeper.pid}, keeper_began = '{keeper.began}'"
+        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET {dead}, {kept}")
+        for died in ("", f"UPDATE eventor_recovery SET {dead} WHERE recovery = 2"):
+            for _ in range(2):
+                with pytest.raises(evr.RecoveryError, match="still being ended"):
+                    make(run_mode=evr.RunMode.recover)
+            sql(tmp_path / "flow.db", died)
+        process.kill()
+    ev = make(run_mode=evr.RunMode.recover)
+    ev.add_assoc(ev.add_event("go"), ev.add_step("s", func=int))
+    assert ev() is True
+    ev.close()
+    assert make(run_mode=evr.RunMode.recover).recovery == 6
+
+
+def test_a_step_that_finds_its_owner_dead_does_not_begin(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dead:
+        was = owner.process_of(dead.pid)
+        dead.kill()
+    reading, pipe = multiprocessing.Pipe(duplex=False)
+    reading.close()  # as its keeper is dead, too
+    own, writing = multiprocessing.Pipe(duplex=False)
+    origin = task.Origin(was, task.LogLevels.of_this_process(), frozenset(), pipe)
+    call = task.Call("s", 1, (tmp_path / "ran").touch, (), {})
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=task.main, args=(call, writing, origin))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    process.close()
+    assert not (tmp_path / "ran").exists()
+    for connection in (pipe, own, writing):
+        connection.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here")
+def test_a_keeper_is_out_of_reach_and_holds_nothing(make, tmp_path):
+    def step():
+        wait_until(lambda: keeper(tmp_path) is not None)
+        pid = keeper(tmp_path)
+        apart = os.getsid(pid) == pid != os.getsid(os.getppid())
+        return apart, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=step))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert ev.tasks()[0].result == (True, 4)

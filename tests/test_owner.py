@@ -260,3 +260,17 @@ def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, tmp_pa
         with pytest.raises(evr.StoreError):
             make(run_mode=evr.RunMode.recover)
     assert make(run_mode=evr.RunMode.recover).recovery == 2
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_ended(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        other = owner.process_of(process.pid)
+        read = owner.Path.read_text
+
+        def late(path, **arguments):
+            process.kill()
+            process.wait()
+            return read(path, **arguments)
+
+        monkeypatch.setattr(owner.Path, "read_text", late)
+        assert owner.is_running(other) is False

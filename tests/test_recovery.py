@@ -406,6 +406,49 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
         ev.preview(["nosuch"])
 
 
+def test_a_result_outlives_a_recovery_that_died_in_its_step(make, tmp_path):
+    policy = {"success": "rerun", "active": "skip"}
+
+    def run(**arguments):
+        with make(**arguments) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("s", func=lambda: 42, recovery=policy))
+            ev.trigger_event(go, 1)
+            ev()
+            return [(task.replay, task.result) for task in ev.tasks()]
+
+    assert run() == [(None, 42)]
+    assert run(run_mode="recover") == [("rerun", 42)]
+    died = "UPDATE eventor_task SET status = 'active', result_id = NULL WHERE recovery = 1"
+    sql(tmp_path / "flow.db", died)
+    assert run(run_mode="recover") == [("skip", 42)]
+
+
+def test_what_is_defined_between_two_calls_is_recovered_between_them(make, debug_log):
+    def run(first, second, **arguments):
+        with make(**arguments) as ev:
+            a = ev.add_event("a")
+            ev.add_assoc(a, ev.add_step("one", func=int))
+            if not arguments:
+                ev.trigger_event(a, 1)
+            assert ev() is first
+            b = ev.add_event("b")
+            ev.add_assoc(b, ev.add_step("two", func=int, args=() if arguments else ("x",)))
+            if not arguments:
+                ev.trigger_event(b, 1)
+            preview = ev.preview()
+            assert ev() is second
+            return preview, statuses(ev)
+
+    assert run(True, False)[1] == {"one[1]": "success", "two[1]": "failure"}
+    preview, found = run(True, True, run_mode="recover")
+    assert found == {"one[1]": "success", "two[1]": "success"}
+    assert str(preview).splitlines() == [
+        "run: two[1] (was failure)",
+        "trigger again: b[1] (of recovery 0)",
+    ]
+
+
 def test_triggers_in_a_set_are_the_same_in_each_process(script):
     program = """
         import sys
@@ -420,6 +463,43 @@ def test_triggers_in_a_set_are_the_same_in_each_process(script):
     for mode, number in [("restart", "0"), ("recover", "1"), ("recover", "1000")]:
         ran = script(program, mode, number)
         assert ran.stdout == "True\n", ran.stderr
+
+
+def test_a_strict_recovery_that_was_refused_leaves_nothing_behind(make):
+    strict = {"run_mode": "recover", "config": {"strict_recovery": True}}
+
+    def build(name, **arguments):
+        ev = make(**arguments)
+        event = ev.add_event(name)
+        ev.add_assoc(event, ev.add_step("s", func=int))
+        ev.trigger_event(event, 1)
+        return ev
+
+    with build("go") as ev:
+        assert ev() is True
+    with build("typo", **strict) as ev:
+        assert ev.tasks() == []
+        with pytest.raises(evr.RecoveryError, match="new event typo"):
+            ev()
+        # What was missing can still be given.
+        assert ev.events() == []
+    with build("go", **strict) as ev:
+        assert [str(event.cause) for event in ev.events()] == ["call"]
+        assert ev() is True
+
+
+def test_a_change_that_was_run_with_is_no_change_any_more(make):
+    def run(*names, **arguments):
+        with make(**arguments) as ev:
+            for name in names:
+                event = ev.add_event(name)
+                if not arguments:
+                    ev.trigger_event(event)
+            return ev()
+
+    assert run("a", "b")
+    assert run("a", run_mode="recover")
+    assert run("a", run_mode="recover", config={"strict_recovery": True})
 
 
 def test_names_that_look_like_associations_are_told_apart(make):
@@ -454,19 +534,41 @@ def test_of_a_long_change_the_place_is_shown_where_it_begins(make):
     )
 
 
-def test_a_result_outlives_a_recovery_that_died_in_its_step(make, tmp_path):
-    policy = {"success": "rerun", "active": "skip"}
+def test_a_preview_heeds_a_request_to_stop_and_no_stop_that_is_over(make):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("fails", func=int, args=("x",)), ev.add_step("waits", func=int))
+    ev.trigger_event(go)
+    ev.stop()
+    assert ev.preview().runs == ()
+    assert ev() is False
+    assert statuses(ev) == {"fails[1]": "ready", "waits[1]": "ready"}
+    assert [str(task) for task in ev.preview("fails").runs] == ["fails[1]"]
+    assert ev() is False
+    assert [str(task) for task in ev.preview().runs] == ["waits[1]"]
+    assert ev() is False
+    assert statuses(ev) == {"fails[1]": "failure", "waits[1]": "success"}
 
-    def run(**arguments):
-        with make(**arguments) as ev:
-            go = ev.add_event("go")
-            ev.add_assoc(go, ev.add_step("s", func=lambda: 42, recovery=policy))
-            ev.trigger_event(go, 1)
+
+@pytest.mark.parametrize("how", ["fork", "warning"])
+def test_what_was_triggered_is_recovered_if_no_process_could_be_started(make, monkeypatch, how):
+    def build(**arguments):
+        ev = make(**arguments)
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", func=int))
+        return ev, go
+
+    def refuse(*_):
+        raise BlockingIOError("no more processes") if how == "fork" else RuntimeWarning("threads")
+
+    ev, go = build()
+    ev.trigger_event(go)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fork" if how == "fork" else "eventor.launch._warn_of_threads", refuse)
+        error = evr.LaunchError if how == "fork" else RuntimeWarning
+        with pytest.raises(error, match=r"no more processes|threads"):
             ev()
-            return [(task.replay, task.result) for task in ev.tasks()]
-
-    assert run() == [(None, 42)]
-    assert run(run_mode="recover") == [("rerun", 42)]
-    died = "UPDATE eventor_task SET status = 'active', result_id = NULL WHERE recovery = 1"
-    sql(tmp_path / "flow.db", died)
-    assert run(run_mode="recover") == [("skip", 42)]
+    ev.close()
+    ev, _ = build(run_mode="recover")
+    assert ev() is True
+    assert statuses(ev) == {"s[1]": "success"}

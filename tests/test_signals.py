@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eventor import owner
+from eventor.signals import Signals
 from tests.conftest import sql, statuses, wait_until
 
 FORK = multiprocessing.get_context("fork").Process
@@ -188,13 +189,13 @@ def test_handlers_that_are_set_while_the_flow_runs_stay(two):
 
     before = signal.getsignal(signal.SIGTERM)
     ev = two(int)
-    put = ev._inbox.forget_requests
+    put = ev._inbox.forget_stop
 
     def set_mine():
         signal.signal(signal.SIGTERM, mine)
         put()
 
-    ev._inbox.forget_requests = set_mine
+    ev._inbox.forget_stop = set_mine
     try:
         assert ev() is True
         assert signal.getsignal(signal.SIGTERM) is mine
@@ -307,3 +308,117 @@ def test_locks_of_other_threads_do_not_stop_a_step(make, other_thread):
         ev.add_assoc(go, ev.add_step(f"s{number}", func=step))
     ev.trigger_event(go)
     assert ev() is True
+
+
+def test_a_signal_that_comes_when_all_is_over_does_not_count_for_the_next_call(two):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        ev = two(int)
+        report, ev._report_end = ev._report_end, lambda _: signal.raise_signal(signal.SIGTERM)
+        assert ev() is True
+        assert came == [signal.SIGTERM]
+        ev._report_end = report
+        ev.trigger_event(ev.add_event("more"))
+        ev.trigger_event(ev._flow.events["one"], "again")
+        assert ev() is True
+        assert statuses(ev)["second[again]"] == "success"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_raises_while_signals_are_taken_leaves_none_taken(monkeypatch):
+    taken, plain = [], signal.signal
+
+    def late(number, handler):
+        earlier = plain(number, handler)
+        if number == signal.SIGINT and not taken:
+            taken.append(number)
+            signal.raise_signal(signal.SIGTERM)
+        return earlier
+
+    def refuse(*_):
+        raise ValueError("no more")
+
+    before = plain(signal.SIGINT, signal.default_int_handler), plain(signal.SIGTERM, refuse)
+    monkeypatch.setattr(signal, "signal", late)
+    came = []
+    try:
+        with pytest.raises(ValueError, match="no more"), Signals(came.append, int):
+            assert came == [signal.SIGTERM]
+        assert taken
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is refuse
+    finally:
+        plain(signal.SIGINT, before[0])
+        plain(signal.SIGTERM, before[1])
+
+
+@pytest.mark.slow
+def test_the_first_spawned_process_is_as_safe_from_an_interrupt_as_the_others(script):
+    ran = script("""
+        import multiprocessing, signal
+        import eventor as evr
+
+        class Looking(multiprocessing.get_context("spawn").Process):
+            def start(self):
+                super().start()
+                print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+
+        if __name__ == "__main__":
+            config = {"logdir": ".", "task_construct": Looking}
+            with evr.Eventor(store=":memory:", config=config) as ev:
+                go = ev.add_event("go")
+                ev.add_assoc(go, ev.add_step("one", func=int), ev.add_step("two", func=int))
+                ev.trigger_event(go)
+                print(ev())
+    """)
+    assert ran.stdout == "[2, 15]\n[2, 15]\nTrue\n", ran.stderr
+
+
+CUT = """
+import os, signal, sys, time
+from pathlib import Path
+import eventor as evr
+from eventor import launch
+
+def mild():
+    child = os.fork()
+    if child == 0:
+        if sys.argv[1] == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, lambda *_: Path("heard").touch() or os._exit(0))
+        Path("draft").write_text(str(os.getpid()))
+        Path("draft").rename("reached")
+        time.sleep(600)
+        os._exit(0)
+    if sys.argv[1] == "deaf":
+        time.sleep(600)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while not Path("heard").exists():
+        time.sleep(0.005)
+
+launch.GRACE_SECONDS = 5 if sys.argv[1] == "hears" else 0.2
+ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+one = ev.add_event("one")
+ev.add_assoc(one, ev.add_step("mild", func=mild))
+ev.trigger_event(one)
+try:
+    ev()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("word", ["deaf", "hears"])
+def test_the_second_reaches_what_a_step_has_started(start, tmp_path, word):
+    process = start(CUT, word)
+    wait_until((tmp_path / "reached").exists)
+    log = tmp_path / "program.debug.log"
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: "Stopping by SIGINT" in log.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "interrupted\n"
+    assert owner._start_of(int((tmp_path / "reached").read_text())) is None
+    assert (tmp_path / "heard").exists() == (word == "hears")

@@ -106,6 +106,8 @@ class World:
 
     # What follows is what the loop knows of a launcher.
 
+    busy = False
+
     def prepare(self):
         self.point()
 
@@ -137,7 +139,7 @@ class World:
             self.allowed = ()
         return ended
 
-    def finish(self):
+    def hurry(self):
         return []
 
     def abandon(self):

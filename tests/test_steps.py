@@ -6,6 +6,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import stat
 import struct
@@ -16,6 +17,7 @@ import threading
 import pytest
 
 import eventor as evr
+from eventor import owner
 from tests.conftest import statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -441,3 +443,105 @@ def test_a_step_that_ends_wakes_the_loop(make, monkeypatch):
     ev.trigger_event(events[0])
     assert ev() is True
     assert len(ev.tasks(status="success")) == 20
+
+
+def test_a_handler_of_the_program_that_raises_does_not_end_the_flow(make, capsys):
+    def refuse(_record):
+        raise ValueError("no filter at all")
+
+    def step():
+        logging.getLogger("mine").warning("x")
+
+    ev = make(config={"max_concurrent": 2})
+    go = ev.add_event("go")
+    for number in range(3):
+        ev.add_assoc(go, ev.add_step(f"s{number}", func=step))
+    ev.trigger_event(go)
+    handler = logging.StreamHandler()
+    handler.addFilter(refuse)
+    logging.getLogger().addHandler(handler)
+    try:
+        assert ev() is True
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "no filter at all" in capsys.readouterr().err
+
+
+def test_whatever_breaks_the_loop_ends_what_runs(make, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise KeyboardInterrupt("now")
+
+    def step():
+        logging.getLogger("mine").warning("x")
+        signal.pause()
+
+    ev = make(config={"max_concurrent": 3})
+    monkeypatch.setattr(ev._journal, "pass_on", refuse)
+    go = ev.add_event("go")
+    for number in range(3):
+        ev.add_assoc(go, ev.add_step(f"s{number}", func=os._exit if number == 1 else step, args=()))
+    ev.trigger_event(go)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        ev()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_lingers_does_not_outlast_its_grace_beside_others(
+    make, monkeypatch, tmp_path, debug_log
+):
+    monkeypatch.setattr("eventor.launch.GRACE_SECONDS", 0.2)
+    lingers = tmp_path / "lingers"
+
+    def first():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Thread(target=threading.Event().wait).start()
+        lingers.write_text(str(os.getpid()))
+
+    def second():
+        pid = int(lingers.read_text())
+        wait_until(lambda: owner._start_of(pid) is None)
+
+    ev = make()
+    go, then = ev.add_event("go"), ev.add_event("then")
+    ev.add_assoc(go, ev.add_step("first", func=first, triggers={"at_success": then}))
+    ev.add_assoc(then, ev.add_step("second", func=second))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert debug_log().count("Process of step first[1] was ended") == 1
+
+
+def test_a_step_that_closes_all_it_holds_does_not_keep_the_loop_busy(run_one, monkeypatch):
+    from eventor.launch import Launcher
+
+    looks = []
+    collect = Launcher.collect
+    monkeypatch.setattr("eventor.launch._CLOSING_SECONDS", 0.0)
+    monkeypatch.setattr(Launcher, "collect", lambda self: looks.append(1) or collect(self))
+    reading, writing = os.pipe()
+
+    def step():
+        os.dup2(reading, 0)
+        os.closerange(3, 1000)
+        select.select([], [], [], 0.5)  # as a daemon that does nothing
+        os._exit(7)
+
+    task = run_one(step)
+    os.close(reading)
+    os.close(writing)
+    assert "exit code 7" in task.error
+    assert len(looks) < 100
+
+
+def test_a_result_above_what_a_store_keeps_is_kept_as_its_repr(run_one, monkeypatch, debug_log):
+    monkeypatch.setattr("eventor.task.LARGEST_PICKLE", 1000)
+    assert run_one(lambda: "x" * 900).result == "x" * 900
+    assert run_one(lambda: "x" * 1001).result == repr("x" * 1001)
+    assert "are more than the 1,000 of a store" in debug_log()
+
+
+def test_a_step_for_which_no_pipe_is_left_is_a_failure(run_one, monkeypatch):
+    def refuse(**_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("eventor.launch.Pipe", refuse)
+    assert "could not be started: OSError: [Errno 24]" in run_one(int).error

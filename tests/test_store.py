@@ -273,6 +273,15 @@ def test_a_store_that_another_eventor_has_just_migrated_is_refused(make, tmp_pat
         make()
 
 
+def test_a_run_that_cannot_be_released_is_told_of(make, tmp_path, debug_log):
+    ev = make()
+    (tmp_path / "flow.db").chmod(0o444)
+    ev.close()
+    assert "Others can recover run 1 once this program has ended" in debug_log()
+    (tmp_path / "flow.db").chmod(0o644)
+    assert make(run_mode=evr.RunMode.recover).recovery == 1
+
+
 def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
     ev = make()
     go, then = ev.add_event("go"), ev.add_event("then")
