@@ -102,6 +102,7 @@ class Eventor:
         self._broken: str | None = None
         self._running = threading.Lock()
         self._pid = os.getpid()
+        self._journal = _open_journal(level, self._config.logdir, stem)
         self._store = Store(location, must_exist=mode is RunMode.recover)
         lease, now = self._config.lease_seconds, _now()
         ledger = None
@@ -126,9 +127,8 @@ class Eventor:
                     ledger.release()
             self._store.close()
             raise
-        self._journal = Journal(level, self._config.logdir, stem)
         self._release = weakref.finalize(
-            self, _release, self._pid, self._ledger, self._store, self._journal
+            self, _release, self._pid, self._ledger, self._store, self._journal, self._running
         )
         self._journal.say(logging.INFO, f"Eventor store file: {location}", "__init__")
 
@@ -274,7 +274,7 @@ class Eventor:
         try:
             # One may have come when the last call was over but for its end.
             self._inbox.forget_signals()
-            with Signals(self._inbox.interrupt, self._release):
+            with Signals(self._inbox.interrupt, self._release_at_end):
                 return self._run()
         finally:
             self._running.release()
@@ -398,6 +398,11 @@ class Eventor:
             self._record_triggers()
         finally:
             self._release()
+
+    def _release_at_end(self) -> None:
+        """Release the run before a signal ends this process; `ev()` has done its work."""
+        self._release.detach()
+        _release(self._pid, self._ledger, self._store, self._journal)
 
     def _run(self) -> bool:
         if not self._resumed:
@@ -535,9 +540,28 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _release(pid: int, ledger: Ledger, store: Store, journal: Journal) -> None:
-    """Let go of what an Eventor holds; a forked process has nothing of it."""
-    if os.getpid() != pid:
+def _open_journal(level: int, logdir: str, stem: str) -> Journal:
+    try:
+        return Journal(level, logdir, stem)
+    except OSError as error:
+        raise ConfigError(
+            f"logdir is {logdir!r}, and the path to it is unknown: {error}"
+        ) from error
+
+
+def _release(
+    pid: int,
+    ledger: Ledger,
+    store: Store,
+    journal: Journal,
+    running: threading.Lock | None = None,
+) -> None:
+    """Let go of what an Eventor holds; a forked process has nothing of it.
+
+    A program that ends while `ev()` runs in a thread owns its run until it is dead, and its keeper
+    then ends the steps.
+    """
+    if os.getpid() != pid or (running is not None and running.locked()):
         return
     try:
         ledger.release()

@@ -2,12 +2,12 @@
 
     owner  -- fork, before any step -->  keeper
     step   -- begun, as its first act --->  |
-    owner  -- ended ----------------------> |   over one pipe
+    owner  -- ended, or: kill all ---------> |   over one pipe
 
-Each step leads a process group of its own, so what it starts is in that group too. The death of the
-owner ends the pipe, or shows in the keeper's parent; the keeper then kills all groups that it
-knows. A signal upon the parent's death would need no keeper, but Linux alone has one, and it does
-not reach what a step has started.
+Each step leads a session and a process group of its own, so what it starts is in these too. The
+death of the owner ends the pipe, or shows in the keeper's parent; the keeper then kills all groups
+that it knows. A signal upon the parent's death would need no keeper, but Linux alone has one, and
+it does not reach what a step has started.
 """
 
 from __future__ import annotations
@@ -19,20 +19,31 @@ import signal
 import struct
 import sys
 import threading
+import time
 import warnings
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from multiprocessing.connection import Connection
 
 _RECORD = struct.Struct("=ci")
 _BEGUN = b"+"
 _ENDED = b"-"
+_KILL = b"!"
+
+_PROC = Path("/proc")
+_SWEEPS = 5
 
 _LOOK_SECONDS = 0.2
 """How often the keeper looks at its parent, should others hold the pipe open."""
+
+
+_KILL_SECONDS = 1.0
+_WAIT_SECONDS = 0.002
+"""How long a living owner waits for its keeper to kill what is left, and how often it looks."""
 
 
 def announce(pipe: Connection) -> None:
@@ -51,6 +62,37 @@ def _send(pipe: Connection, what: bytes, group: int) -> None:
         os.write(pipe.fileno(), _RECORD.pack(what, group))
 
 
+def kill_sessions(leaders: Collection[int]) -> None:
+    """Kill what has left the groups of steps and is still in their sessions, as timeout(1) does.
+
+    Only where there is a /proc: else nothing tells at a bearable price who is in a session.
+    """
+    for _ in range(_SWEEPS):
+        found = [pid for pid in _processes() if _session_of(pid) in leaders] if leaders else []
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _processes() -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(_PROC):  # noqa: PTH208
+            if name.isdecimal():
+                yield int(name)
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        state, _parent, _group, session, *_ = (
+            (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        )
+    except (OSError, ValueError):
+        return None
+    return None if state in "ZX" else int(session)
+
+
 class Groups:
     """The process groups in which something may still run.
 
@@ -59,6 +101,8 @@ class Groups:
     """
 
     def __init__(self, signal_group: Callable[[int, int], None] = os.killpg) -> None:
+        self.condemned = False
+        """Whether the owner has asked to kill them all."""
         self._signal = signal_group
         self._running: set[int] = set()
         self._left: set[int] = set()
@@ -71,6 +115,8 @@ class Groups:
         for what, group in _RECORD.iter_unpack(self._buffer[:whole]):
             if what == _BEGUN:
                 self._running.add(group)
+            elif what == _KILL:
+                self.condemned = True
             else:
                 self._running.discard(group)
                 self._left.add(group)
@@ -90,6 +136,7 @@ class Groups:
         for group in self._running | self._left:
             with contextlib.suppress(OSError):
                 self._signal(group, signal.SIGKILL)
+        kill_sessions(self._running)
         self._running.clear()
         self._left.clear()
 
@@ -127,8 +174,13 @@ class Keeper:
         """Say that a step has ended."""
         _send(self.pipe, _ENDED, group)
 
-    def close(self) -> None:
-        """End the keeper; nothing is killed by it any more."""
+    def close(self, *, kill: bool) -> None:
+        """End the keeper, which kills all that steps have left running first if `kill` is True."""
+        if kill:
+            _send(self.pipe, _KILL, 0)
+            deadline = time.monotonic() + _KILL_SECONDS
+            while self._lives() and time.monotonic() < deadline:
+                time.sleep(_WAIT_SECONDS)
         if self._lives():
             os.kill(self._pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
@@ -172,7 +224,7 @@ def _keep(reading: int, owner: int) -> NoReturn:
         _detach(reading)
         groups = Groups()
         ended = False
-        while not ended and os.getppid() == owner:
+        while not (ended or groups.condemned) and os.getppid() == owner:
             ended = _hear(groups, reading, _LOOK_SECONDS)
             groups.forget_empty()
         # All that was said while the owner lived is in the pipe; see `announce`.

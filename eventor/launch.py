@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor import task
 from eventor.errors import LaunchError
-from eventor.keeper import Keeper, unwarned
+from eventor.keeper import Keeper, kill_sessions, unwarned
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey
 from eventor.signals import TAKEN, blocked
@@ -186,7 +186,7 @@ class Launcher:
         self._workers: dict[Worker, None] = {}
         self._process = process_of(os.getpid())
         self._keeper: Keeper | None = None
-        self._abandoning = False
+        self._abandoned = False
 
     @property
     def busy(self) -> bool:
@@ -262,12 +262,13 @@ class Launcher:
     def abandon(self) -> None:
         """End all processes and what they started, by force if need be; threads cannot be ended."""
         self._workers = {worker: None for worker in self._workers if worker.is_process}
-        self._abandoning = True
+        self._abandoned = True
+        leaders = [worker.pid for worker in self._workers]
         for number in (signal.SIGTERM, signal.SIGKILL):
             for worker in self._workers:
                 worker.end(number)
             self._await_ends(GRACE_SECONDS)
-        self._abandoning = False
+        kill_sessions(leaders)
 
     def close(self) -> None:
         """Let go of the keeper, and of workers that could not be ended in time."""
@@ -275,7 +276,7 @@ class Launcher:
             if worker.is_process:
                 worker.end(signal.SIGKILL)
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.close(kill=self._abandoned)
             self._keeper = None
 
     def _begin(self, call: task.Call, writing: Connection, name: str) -> Any:
@@ -295,7 +296,7 @@ class Launcher:
     def _dismiss(self, worker: Worker) -> None:
         del self._workers[worker]
         if worker.is_process:
-            if self._abandoning:
+            if self._abandoned:
                 worker.end_rest()
             if self._keeper is not None:
                 self._keeper.forget(worker.pid)
@@ -315,7 +316,7 @@ def _forks(construct: type[Any]) -> bool:
 
 def _warn_of_threads() -> None:
     """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
-    others = threading.active_count() - 1
+    others = len(sys._current_frames()) - 1  # noqa: SLF001 (threading knows its own threads only)
     if others:
         message = (
             f"eventor is about to fork beside {others} other thread(s) of this program, and locks "

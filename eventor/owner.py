@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import time
+import weakref
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ _PROC = Path("/proc")
 _LOOK_SECONDS = 0.005
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Owner:
     """A process, or one Eventor in it.
 
@@ -44,7 +45,8 @@ class Owner:
 
 
 _numbers = itertools.count(1)
-_claims: set[Owner] = set()
+_claims: weakref.WeakSet[Owner] = weakref.WeakSet()
+"""The Eventors of this process that live; one that was never made whole is forgotten."""
 
 
 def claim() -> Owner:

@@ -86,7 +86,10 @@ def locate(store: str | os.PathLike[str]) -> Location:
         return Location(None)
     if not place or "\0" in place:
         raise StoreError(f"the store is {place!r}; expected a path, a URL or ':memory:'")
-    return Location(Path(place).absolute())
+    try:
+        return Location(Path(place).absolute())
+    except OSError as error:
+        raise StoreError(f"the store {place} is no place that can be known: {error}") from error
 
 
 def _real(location: Location) -> Path | None:
@@ -160,7 +163,7 @@ class Store:
             row = {"name": name, "began_at": now}
             run_id = _insert(connection, schema.run, row)
             _insert_recovery(connection, run_id, 0, None, claim, lease_seconds, now)
-        return Ledger(self, claim, run_id, 0, ())
+            return Ledger(self, claim, run_id, 0, ())
 
     def begin_recovery(
         self, name: str, based_on: int | None, lease_seconds: float, now: datetime
@@ -203,7 +206,7 @@ class Store:
             _insert_recovery(
                 connection, run_id, latest + 1, base, claim, lease_seconds, now, keeper
             )
-        return Ledger(self, claim, run_id, latest + 1, lineage, keeper)
+            return Ledger(self, claim, run_id, latest + 1, lineage, keeper)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:

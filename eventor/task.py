@@ -24,6 +24,7 @@ import sys
 import threading
 import traceback
 from dataclasses import dataclass
+from importlib import _bootstrap
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -144,11 +145,17 @@ class Channel:
         self._connection = connection
         self._lock = threading.Lock()
         self._pid = os.getpid()
+        self._pipe = self._identify()
 
     @property
     def mine(self) -> bool:
         """Whether this process may send; one that the step forked would break into a frame."""
-        return os.getpid() == self._pid and not self._connection.closed
+        return os.getpid() == self._pid
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pipe is there; a step may have closed it, and put a file in its place."""
+        return self._identify() == self._pipe
 
     def send(self, message: Message) -> None:
         """Send one message.
@@ -156,6 +163,8 @@ class Channel:
         Raises:
             OSError: the owner is gone, or the step has closed the pipe.
         """
+        if not self.whole:
+            raise BrokenPipeError("the step has closed the pipe by which it is heard")
         data = pickle.dumps(message)
         with self._lock:
             for part in (_HEADER.pack(len(data)), data):
@@ -165,6 +174,13 @@ class Channel:
         """Close; the owner reads an end of file."""
         with self._lock:
             self._connection.close()
+
+    def _identify(self) -> tuple[int, int] | None:
+        try:
+            status = os.fstat(self._connection.fileno())
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
 
     def _write(self, rest: memoryview) -> None:
         while rest:
@@ -231,7 +247,8 @@ def main(call: Call, connection: Connection, origin: Origin) -> None:
     """
     channel = Channel(connection)
     if os.getpid() != origin.owner.pid:
-        _lead_group(origin)
+        _lead_session(origin)
+        _forget_threads()
         origin.levels.set()
         forward_logging(channel)
     signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
@@ -244,10 +261,13 @@ def main(call: Call, connection: Connection, origin: Origin) -> None:
         channel.close()
 
 
-def _lead_group(origin: Origin) -> None:
-    """Lead a process group, so that a Ctrl-C for the owner's is not for this process."""
-    with contextlib.suppress(PermissionError):  # the leader of a session leads its group already
-        os.setpgid(0, 0)
+def _lead_session(origin: Origin) -> None:
+    """Lead a session and its group, so that a Ctrl-C for the owner's is not for this process.
+
+    Without a terminal of its own, it is not stopped for ever if it asks for one.
+    """
+    with contextlib.suppress(PermissionError):  # who leads a group cannot lead a new session
+        os.setsid()
     if origin.keeper is not None:
         keeper.announce(origin.keeper)
         # Its parent, unless a server forks for it; and a parent that has died is one no more.
@@ -256,6 +276,22 @@ def _lead_group(origin: Origin) -> None:
     if signal.SIGINT in signal.sigpending():
         # It came while this process was still in the owner's group.
         signal.signal(signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN))
+
+
+def _forget_threads() -> None:
+    """Make a forked process its own where something is still tied to threads of the owner."""
+    # An event loop's descriptor, by which a signal for this process would reach the owner's loop.
+    if signal.set_wakeup_fd(-1) != -1:
+        for number in signal.valid_signals():
+            if getattr(signal.getsignal(number), "__module__", None) == "asyncio.unix_events":
+                signal.signal(number, signal.SIG_DFL)
+    # What another thread was importing stays locked: it is imported anew, if it is asked for.
+    locks = getattr(_bootstrap, "_module_locks", {})
+    for name, reference in list(locks.items()):
+        holder = getattr(reference(), "owner", None)
+        if holder not in (None, threading.get_ident()):
+            del locks[name]
+            sys.modules.pop(name, None)
 
 
 def run(call: Call) -> Outcome:
@@ -297,7 +333,7 @@ class _Forward(logging.Handler):
         self._own = logging.StreamHandler(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._channel.mine:
+        if not (self._channel.mine and self._channel.whole):
             self._own.handle(record)
             return
         try:

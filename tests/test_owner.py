@@ -1,5 +1,6 @@
 """One live owner per run: who may recover, and when."""
 
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -274,3 +275,62 @@ def test_a_process_that_ends_while_it_is_looked_at_has_ended(monkeypatch):
 
         monkeypatch.setattr(owner.Path, "read_text", late)
         assert owner.is_running(other) is False
+
+
+ENDING = """
+import atexit, sys, threading, time, warnings
+from pathlib import Path
+import eventor as evr
+
+def step():
+    Path("reached").touch()
+    while not Path("go").exists():
+        time.sleep(0.005)
+
+warnings.simplefilter("ignore")
+atexit.register(lambda: Path("ending").touch())
+ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+go = ev.add_event("go")
+ev.add_assoc(go, ev.add_step("s", func=step))
+ev.trigger_event(go)
+threading.Thread(target=ev, daemon=True).start()
+while not Path("reached").exists():
+    time.sleep(0.005)
+"""
+
+
+def test_a_program_that_ends_while_a_thread_runs_its_flow_owns_it_until_it_is_dead(
+    make, start, tmp_path
+):
+    process = start(ENDING)
+    wait_until((tmp_path / "ending").exists)
+    with pytest.raises(evr.OwnershipError, match=f"is owned by process {process.pid}"):
+        make(run_mode=evr.RunMode.recover)
+    (tmp_path / "go").touch()
+    process.wait(30)
+    assert flow(make(run_mode=evr.RunMode.recover))() is True
+
+
+def test_a_run_whose_eventor_was_never_made_whole_is_free(make, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    make().close()
+    for arguments in ({}, {"run_mode": "recover"}):
+        with monkeypatch.context() as patched:
+            patched.setattr("eventor.store.Ledger.__init__", interrupt)
+            with contextlib.suppress(KeyboardInterrupt):
+                make(**arguments)
+        make(run_mode=evr.RunMode.recover).close()
+
+
+def test_an_eventor_in_a_place_that_is_gone_owns_nothing(tmp_path, monkeypatch):
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    place.rmdir()
+    with pytest.raises(evr.ConfigError, match="logdir is 'logs', and the path to it is unknown"):
+        evr.Eventor(store=tmp_path / "flow.db", config={"logdir": "logs"})
+    with pytest.raises(evr.StoreError, match=r"the store flow.db is no place"):
+        evr.Eventor(store="flow.db", config={"logdir": tmp_path})
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """SIGINT, SIGTERM and stop(): what runs finishes, or is ended and stays recorded as active."""
 
+import _thread
 import asyncio
 import importlib
 import logging
@@ -238,7 +239,7 @@ def test_a_step_has_the_signals_of_the_program_and_a_group_of_its_own(two, const
         return (
             [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before,
             signal.pthread_sigmask(signal.SIG_BLOCK, ()),
-            os.getpgrp() == os.getpid(),
+            os.getpgrp() == os.getsid(0) == os.getpid(),
         )
 
     ev = two(look, config={"task_construct": construct})
@@ -422,3 +423,91 @@ def test_the_second_reaches_what_a_step_has_started(start, tmp_path, word):
     assert process.communicate(timeout=60)[0] == "interrupted\n"
     assert owner._start_of(int((tmp_path / "reached").read_text())) is None
     assert (tmp_path / "heard").exists() == (word == "hears")
+
+
+def test_a_signal_for_a_step_does_not_reach_the_event_loop_of_the_program(two):
+    async def program():
+        came = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, came.append, "came")
+        ev = two(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert ev() is False
+        await asyncio.sleep(0.01)
+        return came, ev.tasks()[0].error
+
+    assert asyncio.run(program()) == ([], "killed by SIGTERM")
+
+
+def test_threads_that_threading_does_not_know_are_warned_of(two):
+    lock = _thread.allocate_lock()
+
+    def hold():
+        lock.acquire()
+
+    with lock:
+        _thread.start_new_thread(hold, ())
+        wait_until(lambda: len(sys._current_frames()) > 1)
+        with pytest.warns(RuntimeWarning, match="fork beside 1 other thread"):
+            assert two(int)() is True
+
+
+def test_what_another_thread_is_importing_can_be_imported_in_a_step(script, tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, time\nopen('begun', 'w').close()\n"
+        "while not os.path.exists('go'):\n    time.sleep(0.005)\n"
+    )
+    ran = script("""
+        import os, pathlib, threading, time, warnings
+        import eventor as evr
+
+        def step():
+            pathlib.Path("go").touch()
+            import slow
+            return slow.__name__
+
+        warnings.simplefilter("ignore")
+        other = threading.Thread(target=__import__, args=("slow",))
+        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+            begin = ev.add_event("begin")
+            ev.add_assoc(begin, ev.add_step("s", func=step))
+            ev.trigger_event(begin)
+            other.start()
+            while not os.path.exists("begun"):
+                time.sleep(0.005)
+            print(ev(), ev.tasks()[0].result)
+            other.join()
+    """)
+    assert ran.stdout == "True slow\n", ran.stderr
+
+
+LEFT = """
+import subprocess, time
+from pathlib import Path
+import eventor as evr
+
+def leaves():
+    left = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    Path("left").write_text(str(left.pid))
+
+def waits():
+    Path("reached").touch()
+    time.sleep(600)
+
+ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+one, two = ev.add_event("one"), ev.add_event("two")
+ev.add_assoc(one, ev.add_step("leaves", func=leaves, triggers={"at_success": two}))
+ev.add_assoc(two, ev.add_step("waits", func=waits))
+ev.trigger_event(one)
+ev()
+"""
+
+
+def test_the_second_ends_what_ended_steps_have_left(start, tmp_path):
+    process = start(LEFT)
+    wait_until((tmp_path / "reached").exists)
+    process.send_signal(signal.SIGINT)
+    log = tmp_path / "program.debug.log"
+    wait_until(lambda: "Stopping by SIGINT" in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    left = int((tmp_path / "left").read_text())
+    wait_until(lambda: owner._start_of(left) is None)

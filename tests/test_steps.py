@@ -545,3 +545,18 @@ def test_a_step_for_which_no_pipe_is_left_is_a_failure(run_one, monkeypatch):
 
     monkeypatch.setattr("eventor.launch.Pipe", refuse)
     assert "could not be started: OSError: [Errno 24]" in run_one(int).error
+
+
+def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(run_one, tmp_path):
+    def step():
+        os.closerange(3, 256)
+        with contextlib.ExitStack() as opened:
+            for number in range(20):
+                file = opened.enter_context((tmp_path / f"{number}.txt").open("w"))
+                print("mine", file=file, flush=True)
+            opened.pop_all()
+            globals()["kept"] = opened
+        return "x"
+
+    assert "before the step returned" in run_one(step).error
+    assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"mine\n"}
