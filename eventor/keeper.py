@@ -18,7 +18,6 @@ import select
 import signal
 import struct
 import sys
-import threading
 import time
 import warnings
 from multiprocessing import Pipe
@@ -198,10 +197,15 @@ class Keeper:
             return False
 
 
+def other_threads() -> int:
+    """Return how many other threads run Python here, those that `threading` does not know too."""
+    return len(sys._current_frames()) - 1  # noqa: SLF001 (nothing else tells)
+
+
 @contextlib.contextmanager
 def unwarned() -> Iterator[None]:
     """Fork without Python's own warning of other threads: eventor gives one, and only one."""
-    if sys.version_info < (3, 12) or threading.active_count() == 1:
+    if sys.version_info < (3, 12) or not other_threads():
         yield
         return
     with warnings.catch_warnings():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor import task
 from eventor.errors import LaunchError
-from eventor.keeper import Keeper, kill_sessions, unwarned
+from eventor.keeper import Keeper, kill_sessions, other_threads, unwarned
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey
 from eventor.signals import TAKEN, blocked
@@ -316,7 +316,7 @@ def _forks(construct: type[Any]) -> bool:
 
 def _warn_of_threads() -> None:
     """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
-    others = len(sys._current_frames()) - 1  # noqa: SLF001 (threading knows its own threads only)
+    others = other_threads()
     if others:
         message = (
             f"eventor is about to fork beside {others} other thread(s) of this program, and locks "

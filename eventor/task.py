@@ -280,11 +280,12 @@ def _lead_session(origin: Origin) -> None:
 
 def _forget_threads() -> None:
     """Make a forked process its own where something is still tied to threads of the owner."""
-    # An event loop's descriptor, by which a signal for this process would reach the owner's loop.
-    if signal.set_wakeup_fd(-1) != -1:
-        for number in signal.valid_signals():
-            if getattr(signal.getsignal(number), "__module__", None) == "asyncio.unix_events":
-                signal.signal(number, signal.SIG_DFL)
+    # By an event loop's descriptor, a signal for this process would reach the owner's loop; without
+    # it, asyncio's handlers do nothing.
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if getattr(signal.getsignal(number), "__module__", None) == "asyncio.unix_events":
+            signal.signal(number, signal.SIG_DFL)
     # What another thread was importing stays locked: it is imported anew, if it is asked for.
     locks = getattr(_bootstrap, "_module_locks", {})
     for name, reference in list(locks.items()):
