@@ -17,12 +17,12 @@ import os
 import select
 import signal
 import struct
-import sys
 import time
-import warnings
 from multiprocessing import Pipe
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from eventor.fork import unwarned
+from eventor.owner import PROC, stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -33,7 +33,6 @@ _BEGUN = b"+"
 _ENDED = b"-"
 _KILL = b"!"
 
-_PROC = Path("/proc")
 _SWEEPS = 5
 
 _LOOK_SECONDS = 0.2
@@ -77,16 +76,14 @@ def kill_sessions(leaders: Collection[int]) -> None:
 
 def _processes() -> Iterator[int]:
     with contextlib.suppress(OSError):
-        for name in os.listdir(_PROC):  # noqa: PTH208
+        for name in os.listdir(PROC):  # noqa: PTH208
             if name.isdecimal():
                 yield int(name)
 
 
 def _session_of(pid: int) -> int | None:
     try:
-        state, _parent, _group, session, *_ = (
-            (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        )
+        state, _parent, _group, session, *_ = stat_of(pid)
     except (OSError, ValueError):
         return None
     return None if state in "ZX" else int(session)
@@ -195,22 +192,6 @@ class Keeper:
             return os.waitpid(self._pid, os.WNOHANG) == (0, 0)
         except ChildProcessError:
             return False
-
-
-def other_threads() -> int:
-    """Return how many other threads run Python here, those that `threading` does not know too."""
-    return len(sys._current_frames()) - 1  # noqa: SLF001 (nothing else tells)
-
-
-@contextlib.contextmanager
-def unwarned() -> Iterator[None]:
-    """Fork without Python's own warning of other threads: eventor gives one, and only one."""
-    if sys.version_info < (3, 12) or not other_threads():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded")
-        yield
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from multiprocessing import Pipe, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from eventor import task
 from eventor.errors import LaunchError
-from eventor.keeper import Keeper, kill_sessions, other_threads, unwarned
+from eventor.fork import unwarned, warn_of_threads
+from eventor.keeper import Keeper, kill_sessions
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey
 from eventor.signals import TAKEN, blocked
@@ -208,7 +208,7 @@ class Launcher:
         try:
             if self._keeper is None:
                 if _forks(self._construct):
-                    _warn_of_threads()
+                    warn_of_threads()
                 else:
                     # Else the first worker starts its server, which would let all signals through.
                     resource_tracker.ensure_running()
@@ -312,25 +312,3 @@ class Launcher:
 def _forks(construct: type[Any]) -> bool:
     method = getattr(construct, "_start_method", None) or multiprocessing.get_start_method()
     return bool(method == "fork")
-
-
-def _warn_of_threads() -> None:
-    """Warn of a fork beside other threads: a lock that one of them holds is never let go."""
-    others = other_threads()
-    if others:
-        message = (
-            f"eventor is about to fork beside {others} other thread(s) of this program, and locks "
-            "that they hold stay locked in the steps; call ev() before threads are started, or "
-            "take a task_construct that does not fork, such as "
-            "multiprocessing.get_context('spawn').Process"
-        )
-        warnings.warn(message, RuntimeWarning, stacklevel=_depth_of_caller())
-
-
-def _depth_of_caller() -> int:
-    """Return the `stacklevel` at which the program stands that has called eventor."""
-    here = str(Path(__file__).parent)
-    depth, frame = 1, sys._getframe(1)  # noqa: SLF001 (warnings name their place by it)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
-        depth, frame = depth + 1, frame.f_back
-    return depth

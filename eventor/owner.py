@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-_PROC = Path("/proc")
+PROC = Path("/proc")
 _LOOK_SECONDS = 0.005
 
 
@@ -80,6 +80,16 @@ def is_running(owner: Owner) -> bool | None:
     return found == start
 
 
+def stat_of(pid: int) -> list[str]:
+    """Return what Linux tells of a process, from its state on (man 5 proc).
+
+    Raises:
+        OSError: there is no such process, or no such place to look.
+    """
+    # The name of the program stands in brackets before it, and may hold anything.
+    return (PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def has_ended(process: Owner, seconds: float) -> bool:
     """Wait for a process to end, `seconds` at most; one that cannot be seen is not waited for."""
     deadline = time.monotonic() + seconds
@@ -110,8 +120,8 @@ def holds(
 def _place() -> str:
     """Return the name of that within which a pid means one process: a boot, a pid namespace."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-        namespace = (_PROC / "self/ns/pid").readlink().name
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        namespace = (PROC / "self/ns/pid").readlink().name
     except OSError:
         return socket.gethostname().replace(" ", "_")
     return f"{boot}/{namespace}"
@@ -121,11 +131,10 @@ def _start_of(pid: int) -> str | None:
     """Return when a process began, '?' if that cannot be seen, None if there is none any more."""
     if _is_gone(pid):
         return None
-    if not (_PROC / "self/stat").exists():
+    if not (PROC / "self/stat").exists():
         return _start_by_ps(pid)
     try:
-        # The name of the program stands in brackets, and may hold anything (man 5 proc).
-        words = (_PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        words = stat_of(pid)
     except OSError:
         # It has ended since, or is hidden.
         return None if _is_gone(pid) else "?"

@@ -59,7 +59,7 @@ def test_what_no_eventor_has_written_is_no_running_process(began, pid):
 
 
 def test_where_there_is_no_proc_ps_tells(monkeypatch, tmp_path):
-    monkeypatch.setattr(owner, "_PROC", tmp_path)
+    monkeypatch.setattr(owner, "PROC", tmp_path)
     monkeypatch.setattr(owner, "_place", owner._place.__wrapped__)
     assert owner._place() == socket.gethostname()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:

@@ -25,6 +25,7 @@ FLOORS = [
     "schema",
     "sqlite",
     "store",
+    "fork",
     "keeper",
     "signals",
     "task",
