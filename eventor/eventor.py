@@ -577,7 +577,8 @@ def _await_keeper(ledger: Ledger) -> None:
     keeper = ledger.keeper_before
     if keeper is not None and not has_ended(keeper, _KEEPER_SECONDS):
         raise RecoveryError(
-            f"steps of run {ledger.run_id}, whose owner has died, are still being ended by {keeper}"
+            f"steps of run {ledger.run_id}, whose owner has died, are still being ended "
+            f"by process {keeper.pid} of this host"
         )
 
 

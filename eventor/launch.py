@@ -118,11 +118,10 @@ class Worker:
         try:
             os.killpg(self.pid, number)
         except OSError:
-            with contextlib.suppress(OSError):
-                (self._process.kill if number == signal.SIGKILL else self._process.terminate)()
+            self._end_alone(number)
 
     def hurry(self) -> bool:
-        """End it if it goes on for too long after its step has returned.
+        """End it if it goes on for too long after its step has returned; what it has left stays.
 
         Returns:
             Whether it had not been told before.
@@ -136,7 +135,7 @@ class Worker:
         if number == self._told:
             return False
         first, self._told = self._told is None, number
-        self.end(number)
+        self._end_alone(number)
         return first
 
     def end_rest(self) -> None:
@@ -151,6 +150,10 @@ class Worker:
         if hasattr(self._process, "close"):
             with contextlib.suppress(ValueError):  # it takes one that was reaped for running
                 self._process.close()
+
+    def _end_alone(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            (self._process.kill if number == signal.SIGKILL else self._process.terminate)()
 
     def _is_reaped(self) -> bool:
         """Whether something else in this program has waited for it; it then never seems dead."""

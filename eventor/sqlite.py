@@ -34,6 +34,9 @@ WRITING = "eventor_writing"
 
 _RETRY_SECONDS = 0.01
 
+_DRAFT_NAME = 40
+"""Characters of a store's name that its draft bears; a name has at most 255 bytes."""
+
 _NO_LINK = (errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 # Not even root is to write to what somebody has made read-only.
@@ -90,12 +93,16 @@ def open_engine(path: Path | None) -> Engine:
     def settle(connection: sqlite3.Connection, _record: Any) -> None:
         # Transactions are begun below, not by the driver, which would begin them too late.
         connection.isolation_level = None
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        # A damaged page is found when it is read, and what a stranger has put into the schema
-        # runs nothing but plain SQL (sqlite.org/security.html).
-        connection.execute("PRAGMA cell_size_check = ON")
-        connection.execute("PRAGMA trusted_schema = OFF")
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            # A damaged page is found when it is read, and what a stranger has put into the schema
+            # runs nothing but plain SQL (sqlite.org/security.html).
+            connection.execute("PRAGMA cell_size_check = ON")
+            connection.execute("PRAGMA trusted_schema = OFF")
+        except BaseException:
+            connection.close()  # nobody else knows of it yet
+            raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -114,7 +121,7 @@ def create(path: Path) -> None:
     the same time, one of the two stays. Where a file cannot have two names, nothing is done here:
     SQLite then makes the file when it is opened.
     """
-    draft = path.with_name(f"{uuid.uuid4().hex}.new")
+    draft = path.with_name(f"{path.name[:_DRAFT_NAME]}.{uuid.uuid4().hex}.new")
     try:
         engine = open_engine(draft)
         try:

@@ -495,11 +495,13 @@ def test_a_process_that_lingers_does_not_outlast_its_grace_beside_others(
     def first():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         threading.Thread(target=threading.Event().wait).start()
-        lingers.write_text(str(os.getpid()))
+        left = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+        lingers.write_text(f"{os.getpid()} {left.pid}")
 
     def second():
-        pid = int(lingers.read_text())
+        pid, left = map(int, lingers.read_text().split())
         wait_until(lambda: owner._start_of(pid) is None)
+        os.kill(left, signal.SIGKILL)  # which lives on
 
     ev = make()
     go, then = ev.add_event("go"), ev.add_event("then")

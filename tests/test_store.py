@@ -304,3 +304,20 @@ def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
     assert seen[-1] == [(1,)]
     assert [raised.event for raised in ev.events()] == ["go"]
     assert statuses(ev) == {"s[1]": "active"}
+
+
+def test_a_connection_that_cannot_be_settled_is_closed(tmp_path, monkeypatch):
+    """Else it would be left to the garbage collector, and warned of."""
+    made = []
+
+    class Broken(sqlite3.Connection):
+        def execute(self, *arguments):
+            made.append(self)
+            raise sqlite3.OperationalError("disk full")
+
+    plain = sqlite3.connect
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", lambda *a, **k: plain(*a, **k, factory=Broken))
+    with pytest.raises(evr.StoreError, match="disk full"):
+        evr.Eventor(store=tmp_path / "flow.db")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].cursor()
