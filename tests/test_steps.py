@@ -549,16 +549,26 @@ def test_a_step_for_which_no_pipe_is_left_is_a_failure(run_one, monkeypatch):
     assert "could not be started: OSError: [Errno 24]" in run_one(int).error
 
 
-def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(run_one, tmp_path):
-    def step():
-        os.closerange(3, 256)
-        with contextlib.ExitStack() as opened:
-            for number in range(20):
-                file = opened.enter_context((tmp_path / f"{number}.txt").open("w"))
-                print("mine", file=file, flush=True)
-            opened.pop_all()
-            globals()["kept"] = opened
-        return "x"
+def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(script, tmp_path):
+    ran = script("""
+        import os, pathlib
+        import eventor as evr
 
-    assert "before the step returned" in run_one(step).error
-    assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"mine\n"}
+        kept = []
+
+        def step():
+            os.closerange(3, 256)
+            for number in range(100):
+                kept.append(open(f"{number}.txt", "w"))
+                print("mine", file=kept[-1], flush=True)
+            return "x"
+
+        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("s", func=step))
+            ev.trigger_event(go)
+            ev()
+            print(ev.tasks()[0].error)
+    """)
+    assert ran.stdout == "its process ended with exit code 1 before the step returned\n", ran.stderr
+    assert {path.read_bytes() for path in tmp_path.glob("*.txt")} == {b"mine\n"}
