@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventor.fork import unwarned
 from eventor.owner import PROC, stat_of
+from eventor.signals import blocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -157,7 +158,7 @@ class Keeper:
         """
         if not self._lives():
             owner = os.getpid()
-            with unwarned(), _all_signals_blocked():
+            with unwarned(), blocked(signal.valid_signals()):
                 pid = os.fork()
                 if pid == 0:
                     _keep(self._reading.fileno(), owner)
@@ -192,15 +193,6 @@ class Keeper:
             return os.waitpid(self._pid, os.WNOHANG) == (0, 0)
         except ChildProcessError:
             return False
-
-
-@contextlib.contextmanager
-def _all_signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _keep(reading: int, owner: int) -> NoReturn:
