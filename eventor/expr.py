@@ -5,6 +5,7 @@ A tree may be of any depth, so nothing here recurses.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -12,7 +13,6 @@ from eventor.errors import DefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from collections.abc import Set as AbstractSet
 
 T = TypeVar("T")
 
@@ -104,15 +104,6 @@ def expression(value: ExprLike) -> Expr:
     return value if isinstance(value, Expr) else _build(And, (value,))
 
 
-def evaluate(expr: Expr, raised: AbstractSet[str]) -> bool:
-    """Tell whether `expr` holds when just the events named in `raised` are raised."""
-    return _fold(
-        expr,
-        lambda atom: atom.name in raised,
-        lambda operator, held: all(held) if isinstance(operator, And) else any(held),
-    )
-
-
 def atoms(expr: Expr) -> Iterator[Atom]:
     """Yield each atom of `expr` once, in no particular order."""
     seen: set[int] = set()
@@ -126,6 +117,69 @@ def atoms(expr: Expr) -> Iterator[Atom]:
             agenda.extend(node.operands)
         elif isinstance(node, Atom):
             yield node
+
+
+class Gate:
+    """An expression laid out so that each event which is raised costs the same.
+
+    A gate keeps nothing of what was raised: that is in the `progress` of one sequence, a dict which
+    is empty at first. It counts down, for each operator, the operands that have yet to hold.
+    """
+
+    def __init__(self, expr: Expr) -> None:
+        self._expr = expr
+        self._missing: list[int] = []
+        self._above: list[list[int]] = []
+        self._atoms: dict[str, list[int]] = {}
+        numbers: dict[int, int] = {}
+        # The root is an operator, also above a single event.
+        agenda = [expr if isinstance(expr, Operator) else And((expr,))]
+        numbers[id(agenda[0])] = self._add(agenda[0])
+        while agenda:
+            operator = agenda.pop()
+            number = numbers[id(operator)]
+            for operand in operator.operands:
+                if isinstance(operand, Atom):
+                    self._atoms.setdefault(operand.name, []).append(number)
+                elif isinstance(operand, Operator):
+                    if id(operand) not in numbers:
+                        numbers[id(operand)] = self._add(operand)
+                        agenda.append(operand)
+                    self._above[numbers[id(operand)]].append(number)
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The expression as a person writes it."""
+        return text(self._expr)
+
+    def begin(self, raised: Callable[[str], bool]) -> dict[str | int, int]:
+        """Return the progress of a sequence of which `raised` tells what was raised by now."""
+        progress: dict[str | int, int] = {}
+        for name in self._atoms:
+            if raised(name):
+                self.take(progress, name)
+        return progress
+
+    def take(self, progress: dict[str | int, int], name: str) -> None:
+        """Take into account that the event of that name was raised; again is a no-op."""
+        if name in progress:
+            return
+        progress[name] = 0
+        agenda = list(self._atoms[name])
+        while agenda:
+            number = agenda.pop()
+            missing = progress[number] = progress.get(number, self._missing[number]) - 1
+            if missing == 0:
+                agenda.extend(self._above[number])
+
+    def is_open(self, progress: dict[str | int, int]) -> bool:
+        """Tell whether the expression holds."""
+        return progress.get(0, 1) <= 0
+
+    def _add(self, operator: Operator) -> int:
+        self._missing.append(len(operator.operands) if isinstance(operator, And) else 1)
+        self._above.append([])
+        return len(self._above) - 1
 
 
 def text(expr: Expr) -> str:

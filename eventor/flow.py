@@ -10,7 +10,7 @@ from typing import Any
 
 from eventor.config import StepConfig, read_step_config, unknown
 from eventor.errors import DefinitionError, TriggerError
-from eventor.expr import Atom, Expr, ExprLike, atoms, expression, postfix
+from eventor.expr import Atom, Expr, ExprLike, Gate, atoms, expression, postfix
 from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
 
 DEFAULT_RECOVERY: Mapping[TaskStatus, StepReplay] = {
@@ -74,6 +74,7 @@ class Flow:
         associated: for an event's name, what it leads to by association, once each and in order
             (the keys; the values mean nothing).
         expressed: for an event's name, the events whose expressions name it.
+        gates: for the name of an event that has an expression, its gate.
     """
 
     def __init__(self) -> None:
@@ -81,14 +82,17 @@ class Flow:
         self.steps: dict[str, Step] = {}
         self.associated: dict[str, dict[Event | Step, None]] = {}
         self.expressed: dict[str, list[Event]] = {}
+        self.gates: dict[str, Gate] = {}
 
     def add_event(self, name: str, expr: ExprLike | None = None) -> Event:
         """Define an event; see `Eventor.add_event`."""
         name = self._new_name("event", name, self.events)
         tree = None if expr is None else self._own_expression(expr, name)
         event = self.events[name] = Event(name, tree)
-        for atom in () if tree is None else atoms(tree):
-            self.expressed.setdefault(atom.name, []).append(event)
+        if tree is not None:
+            self.gates[name] = Gate(tree)
+            for atom in atoms(tree):
+                self.expressed.setdefault(atom.name, []).append(event)
         return event
 
     def add_step(

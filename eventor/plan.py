@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from eventor.expr import evaluate, text
 from eventor.flow import Event
 from eventor.types import (
     Cause,
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from eventor.flow import Flow, Step
 
 
-@dataclass(frozen=True, slots=True)
-class TaskKey:
+class TaskKey(NamedTuple):
     """Which task: a step, by name, in a sequence."""
 
     step: str
@@ -141,8 +139,10 @@ class Plan:
         self._previous = previous
         self._max_concurrent = max_concurrent
         self._stop_on_exception = stop_on_exception
-        self._raised: dict[Sequence, set[str]] = {}
-        self._created: dict[Sequence, set[str]] = {}
+        # What keeps from doing a thing twice is all that is kept of what has ended.
+        self._raised: set[tuple[str, Sequence]] = set()
+        self._created: set[TaskKey] = set()
+        self._progress: dict[tuple[str, Sequence], dict[str | int, int]] = {}
         self._ready: deque[TaskKey] = deque()
         self._active: set[TaskKey] = set()
         self._agenda: deque[EventRaised] = deque()
@@ -241,33 +241,44 @@ class Plan:
 
     def _raise(self, change: EventRaised) -> bool:
         """Raise an event, and tell whether it was not raised in its sequence before."""
-        raised = self._raised.setdefault(change.sequence, set())
-        if change.event in raised:
+        which = (change.event, change.sequence)
+        if which in self._raised:
             return False
-        raised.add(change.event)
+        self._raised.add(which)
+        self._progress.pop(which, None)
         self._changes.append(change)
         return True
 
     def _follow(self, change: EventRaised) -> None:
         """Do what a raised event leads to, by association and by expressions that name it."""
-        raised = self._raised[change.sequence]
-        by_association = Cause(CauseKind.association, change.event)
-        for target in self._flow.associated.get(change.event, ()):
-            if isinstance(target, Event):
-                self._agenda.append(EventRaised(target.name, change.sequence, by_association))
-            else:
-                self._create(target, change.sequence, by_association)
-        for event in self._flow.expressed.get(change.event, ()):
-            if event.expr is not None and event.name not in raised and evaluate(event.expr, raised):
-                cause = Cause(CauseKind.expression, change.event, text(event.expr))
-                self._agenda.append(EventRaised(event.name, change.sequence, cause))
+        name, sequence = change.event, change.sequence
+        if targets := self._flow.associated.get(name):
+            by_association = Cause(CauseKind.association, name)
+            for target in targets:
+                if isinstance(target, Event):
+                    self._agenda.append(EventRaised(target.name, sequence, by_association))
+                else:
+                    self._create(target, sequence, by_association)
+        for event in self._flow.expressed.get(name, ()):
+            if (event.name, sequence) not in self._raised and self._holds(event, name, sequence):
+                cause = Cause(CauseKind.expression, name, self._flow.gates[event.name].text)
+                self._agenda.append(EventRaised(event.name, sequence, cause))
+
+    def _holds(self, event: Event, name: str, sequence: Sequence) -> bool:
+        """Tell whether the expression of `event` holds, now that the event of `name` is raised."""
+        gate = self._flow.gates[event.name]
+        progress = self._progress.get((event.name, sequence))
+        if progress is None:
+            progress = gate.begin(lambda name: (name, sequence) in self._raised)
+            self._progress[event.name, sequence] = progress
+        gate.take(progress, name)
+        return gate.is_open(progress)
 
     def _create(self, step: Step, sequence: Sequence, cause: Cause) -> None:
-        created = self._created.setdefault(sequence, set())
-        if step.name in created:
-            return
-        created.add(step.name)
         task = TaskKey(step.name, sequence)
+        if task in self._created:
+            return
+        self._created.add(task)
         left = self._previous.get(task)
         replay = None if left is None else step.recovery[left.status]
         if left is not None and replay is StepReplay.skip:
