@@ -6,7 +6,6 @@ recovery of one run is written down and read back.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sqlite3
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import Integer, and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -27,7 +26,6 @@ from eventor.plan import (
     EventRaised,
     Left,
     TaskActive,
-    TaskEnded,
     TaskKey,
     TaskLaunched,
     TaskReady,
@@ -49,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Table, Update
+    from sqlalchemy import ColumnElement, Connection, Dialect, Insert, Table, Update
 
     from eventor.plan import Change
 
@@ -282,8 +280,7 @@ class Ledger:
         self._claim = claim
         self._lineage = lineage
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
-        self._of = {f"of_{name}": value for name, value in self._here.items()}
-        self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
+        self._keeper: dict[str, Any] = {"keeper_pid": None, "keeper_began": None}
         self._definition: str | None = None
 
     def left(self) -> dict[TaskKey, Left]:
@@ -375,10 +372,10 @@ class Ledger:
         Returns:
             Whether it is another than before.
         """
-        if keeper is None or keeper == self._keeper["new_keeper_pid"]:
+        if keeper is None or keeper == self._keeper["keeper_pid"]:
             return False
         began = owner.process_of(keeper).began
-        self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
+        self._keeper = {"keeper_pid": keeper, "keeper_began": began}
         return True
 
     def record(self, changes: Iterable[Change], now: datetime) -> None:
@@ -388,17 +385,12 @@ class Ledger:
             OwnershipError: another recovery has begun, since this one was not heard of for longer
                 than its lease; nothing is written any more.
         """
-        batch = _Batch(self._here, now)
         with self._store.writing("record what happened") as connection:
             self._renew(connection, now)
+            batch = _Batch(connection, self._here, now)
             for change in changes:
-                result = None
-                if isinstance(change, TaskEnded) and change.outcome.stored is not None:
-                    stored = change.outcome.stored
-                    row = {"encoding": stored.encoding, "data": stored.data}
-                    result = _insert(connection, schema.result, row)
-                batch.add(change, result)
-            batch.write(connection)
+                batch.add(change)
+            batch.write()
 
     def tasks(
         self,
@@ -453,9 +445,9 @@ class Ledger:
 
     def _renew(self, connection: Connection, now: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
-        if connection.execute(
-            _renewal(), self._of | self._keeper | {"new_heartbeat_at": now}
-        ).rowcount:
+        texts = _texts(connection.dialect)
+        row = _of(self._here) | _changed(self._keeper | {"heartbeat_at": texts.time(now)})
+        if connection.exec_driver_sql(texts.renew, row).rowcount:
             return
         query = (
             select(schema.recovery)
@@ -476,24 +468,82 @@ class Ledger:
         return (table.c.run_id == self.run_id, table.c.recovery == self.recovery)
 
 
-class _Batch:
-    """The rows of one pass, gathered so that each kind is one statement."""
+_WHICH = ("run_id", "recovery", "step", "sequence", "sequence_type")
 
-    def __init__(self, here: dict[str, Any], now: datetime) -> None:
+_RENEWED = ("heartbeat_at", "keeper_pid", "keeper_began")
+
+_CHANGES_AT_ONCE = 1_000
+"""How many changes are gathered before they are written, so that memory does not grow with them."""
+
+
+class _Texts:
+    """What is written most, as text for the driver.
+
+    SQLAlchemy's own way from a statement to the driver costs more than SQLite's to the disk.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        def text(statement: Insert | Update, columns: Iterable[str] = ()) -> str:
+            return str(statement.compile(dialect=dialect, column_keys=list(columns) or None))
+
+        numbers = ("event_id", "task_id")
+        self.event = text(
+            insert(schema.event), (c.name for c in schema.event.c if c.name not in numbers)
+        )
+        later_known = (*numbers, "pid", "error", "traceback")
+        self.task = text(
+            insert(schema.task), (c.name for c in schema.task.c if c.name not in later_known)
+        )
+        self.started = text(_update_task("status", "started_at", "attempt"))
+        self.launched = text(_update_task("pid"))
+        ended = _update_task("status", "ended_at", "result_id", "error", "traceback")
+        known_pid = func.coalesce(bindparam("new_pid", type_=Integer), schema.task.c.pid)
+        self.ended = text(ended.values(pid=known_pid))
+        self.renew = text(_renewal())
+        self._time = schema.UtcDateTime().dialect_impl(dialect).bind_processor(dialect)
+
+    def time(self, moment: datetime) -> Any:
+        """Return a time as this database keeps it."""
+        return moment if self._time is None else self._time(moment)
+
+
+_known_texts: dict[str, _Texts] = {}
+
+
+def _texts(dialect: Dialect) -> _Texts:
+    """Return the texts for a kind of database, which are made once in a program."""
+    if dialect.name not in _known_texts:
+        _known_texts[dialect.name] = _Texts(dialect)
+    return _known_texts[dialect.name]
+
+
+class _Batch:
+    """The rows of one pass, gathered so that each kind is one statement for many of them."""
+
+    def __init__(self, connection: Connection, here: dict[str, Any], now: datetime) -> None:
+        self._connection = connection
+        self._texts = _texts(connection.dialect)
         self._here = here
-        self._now = now
+        self._of = _of(here)
+        self._now = self._texts.time(now)
+        self._count = 0
         self._events: list[dict[str, Any]] = []
         self._created: dict[TaskKey, dict[str, Any]] = {}
         self._started: list[dict[str, Any]] = []
-        self._launched: list[dict[str, Any]] = []
+        self._pids: dict[TaskKey, int] = {}
         self._ended: list[dict[str, Any]] = []
 
-    def add(self, change: Change, result: int | None) -> None:
-        """Take up a change; `result` is where the result of an ended task stands."""
+    def add(self, change: Change) -> None:
+        """Take up a change."""
         if isinstance(change, EventRaised):
-            row = {"event": change.event, "raised_at": self._now}
             self._events.append(
-                self._here | row | _typed(change.sequence) | _cause_columns(change.cause)
+                {
+                    **self._here,
+                    "event": change.event,
+                    **_typed(change.sequence),
+                    "raised_at": self._now,
+                    **_cause_columns(change.cause),
+                }
             )
         elif isinstance(change, TaskReady):
             replay = None if change.replay is None else change.replay.value
@@ -506,67 +556,93 @@ class _Batch:
             if change.task in self._created:
                 self._created[change.task] |= values
             else:
-                self._started.append(self._which(change.task) | _new(values))
+                self._started.append(self._which(change.task) | _changed(values))
         elif isinstance(change, TaskLaunched):
-            self._launched.append(self._which(change.task) | _new({"pid": change.pid}))
+            self._pids[change.task] = change.pid
         else:
             values = {
                 "status": change.outcome.status.value,
                 "ended_at": self._now,
-                "result_id": result,
+                "result_id": self._keep(change.outcome.stored),
                 "error": change.outcome.error,
                 "traceback": change.outcome.traceback,
+                "pid": self._pids.pop(change.task, None),
             }
-            self._ended.append(self._which(change.task) | _new(values))
+            self._ended.append(self._which(change.task) | _changed(values))
+        self._count += 1
+        if self._count >= _CHANGES_AT_ONCE:
+            self.write()
 
-    def write(self, connection: Connection) -> None:
+    def write(self) -> None:
         """Write what was taken up."""
-        if self._events:
-            connection.execute(insert(schema.event), self._events)
-        if self._created:
-            connection.execute(insert(schema.task), list(self._created.values()))
-        for rows in (self._started, self._launched, self._ended):
-            if rows and connection.execute(_update_task(tuple(rows[0])), rows).rowcount < len(rows):
-                raise ValueError("a task that was recorded is not there any more")
+        self._insert(self._texts.event, self._events)
+        self._insert(self._texts.task, list(self._created.values()))
+        self._update(self._texts.started, self._started)
+        launched = [self._which(task) | {"new_pid": pid} for task, pid in self._pids.items()]
+        self._update(self._texts.launched, launched)
+        self._update(self._texts.ended, self._ended)
+        self._count = 0
+        self._events, self._created, self._pids = [], {}, {}
+        self._started, self._ended = [], []
+
+    def _insert(self, text: str, rows: list[dict[str, Any]]) -> None:
+        if rows:
+            self._connection.exec_driver_sql(text, rows)
+
+    def _update(self, text: str, rows: list[dict[str, Any]]) -> None:
+        if rows and self._connection.exec_driver_sql(text, rows).rowcount < len(rows):
+            raise ValueError("a task that was recorded is not there any more")
+
+    def _keep(self, stored: StoredResult | None) -> int | None:
+        if stored is None:
+            return None
+        row = {"encoding": stored.encoding, "data": stored.data}
+        return _insert(self._connection, schema.result, row)
 
     def _create(self, task: TaskKey, cause: Cause, status: TaskStatus, replay: str | None) -> None:
-        self._created[task] = (
-            self._here
-            | {"step": task.step, "status": status.value, "replay": replay}
-            | {"attempt": 0, "ready_at": self._now}
-            | {"started_at": None, "ended_at": None, "result_id": None}
-            | _typed(task.sequence)
-            | _cause_columns(cause)
-        )
+        self._created[task] = {
+            **self._here,
+            "step": task.step,
+            **_typed(task.sequence),
+            "status": status.value,
+            "replay": replay,
+            "attempt": 0,
+            "ready_at": self._now,
+            "started_at": None,
+            "ended_at": None,
+            "result_id": None,
+            **_cause_columns(cause),
+        }
 
     def _which(self, task: TaskKey) -> dict[str, Any]:
         return {
-            f"of_{name}": value
-            for name, value in (self._here | {"step": task.step} | _typed(task.sequence)).items()
+            **self._of,
+            "of_step": task.step,
+            "of_sequence": str(task.sequence),
+            "of_sequence_type": type(task.sequence).__name__,
         }
 
 
 _Row = Any  # SQLAlchemy 2.0 and 2.1 type their rows in different ways
 
-_WHICH = ("run_id", "recovery", "step", "sequence", "sequence_type")
+
+def _of(here: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"of_{name}": value for name, value in here.items()}
 
 
-def _new(values: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in values.items()}
 
 
-@functools.cache
-def _update_task(parameters: tuple[str, ...]) -> Update:
+def _update_task(*names: str) -> Update:
     columns = schema.task.c
-    named = [name.removeprefix("new_") for name in parameters if name.startswith("new_")]
     return (
         update(schema.task)
         .where(*(columns[name] == bindparam(f"of_{name}") for name in _WHICH))
-        .values({name: bindparam(f"new_{name}") for name in named})
+        .values({name: bindparam(f"new_{name}") for name in names})
     )
 
 
-@functools.cache
 def _renewal() -> Update:
     columns, later = schema.recovery.c, schema.recovery.alias("later")
     return (
@@ -580,11 +656,7 @@ def _renewal() -> Update:
                 later.c.recovery > bindparam("of_recovery"),
             ),
         )
-        .values(
-            heartbeat_at=bindparam("new_heartbeat_at"),
-            keeper_pid=bindparam("new_keeper_pid"),
-            keeper_began=bindparam("new_keeper_began"),
-        )
+        .values({name: bindparam(f"new_{name}") for name in _RENEWED})
     )
 
 
