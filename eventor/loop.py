@@ -40,8 +40,8 @@ _SHORTEST_WAIT = 0.01
 
 _BEATS_PER_LEASE = 3
 
-_UNWRITTEN_WAIT = 0.05
-"""Seconds that a pid waits to be written with something else."""
+_UNWRITTEN_WAIT = timedelta(seconds=0.05)
+"""How long a pid waits to be written with something else."""
 
 
 class Inbox:
@@ -164,6 +164,7 @@ class Loop:
         longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
         self._sleep = max(_SHORTEST_WAIT, longest)
         self._unwritten: list[TaskLaunched] = []
+        self._unwritten_until = self._heard_of
 
     def run(self) -> bool:
         """Pass until nothing runs and nothing may start.
@@ -206,10 +207,15 @@ class Loop:
             if self._plan.idle and not (self._inbox or failed or self._launcher.busy):
                 return True
             if not failed:
-                seconds = min(self._sleep, _UNWRITTEN_WAIT) if self._unwritten else self._sleep
-                self._launcher.wait([bell], seconds)
+                self._launcher.wait([bell], self._seconds_to_wait())
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
+
+    def _seconds_to_wait(self) -> float:
+        if not self._unwritten:
+            return self._sleep
+        left = (self._unwritten_until - self._clock()).total_seconds()
+        return min(self._sleep, max(0.0, left))
 
     def _hurry(self) -> None:
         for task in self._launcher.hurry():
@@ -228,7 +234,7 @@ class Loop:
 
     def _commit(self, changes: list[Change], another_keeper: bool) -> None:
         now = self._clock()
-        due = changes or self._unwritten or another_keeper
+        due = changes or another_keeper or (self._unwritten and now >= self._unwritten_until)
         if due or not timedelta(0) <= now - self._heard_of < self._beat:
             self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []
@@ -264,5 +270,7 @@ class Loop:
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))
                 else:
+                    if not self._unwritten:
+                        self._unwritten_until = self._clock() + _UNWRITTEN_WAIT
                     self._unwritten.append(TaskLaunched(change.task, begun))
         return failed
