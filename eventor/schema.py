@@ -27,13 +27,25 @@ from sqlalchemy.types import TypeDecorator
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
-VERSION = 2
+VERSION = 3
 """The version of this schema, recorded in the store."""
 
 MIGRATIONS = {
     1: (
         "ALTER TABLE eventor_recovery ADD COLUMN keeper_pid INTEGER",
         "ALTER TABLE eventor_recovery ADD COLUMN keeper_began TEXT",
+    ),
+    2: (
+        """CREATE TABLE eventor_definition (
+            run_id INTEGER NOT NULL,
+            recovery INTEGER NOT NULL,
+            definition TEXT NOT NULL,
+            PRIMARY KEY (run_id, recovery),
+            FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
+        )""",
+        """INSERT INTO eventor_definition SELECT run_id, recovery, definition
+            FROM eventor_recovery WHERE definition IS NOT NULL""",
+        "ALTER TABLE eventor_recovery DROP COLUMN definition",
     ),
 }
 """For an earlier version, the statements that make the next one of it."""
@@ -78,7 +90,6 @@ recovery = Table(
     Column("recovery", Integer, primary_key=True, autoincrement=False),
     Column("based_on", Integer),
     Column("began_at", UtcDateTime, nullable=False),
-    Column("definition", Text),
     Column("owner_host", Text),
     Column("owner_pid", Integer),
     Column("owner_began", Text),
@@ -86,6 +97,16 @@ recovery = Table(
     Column("heartbeat_at", UtcDateTime),
     Column("keeper_pid", Integer),
     Column("keeper_began", Text),
+)
+
+# Apart from the recovery, whose row is written anew by each transaction, however long it is.
+definition = Table(
+    "eventor_definition",
+    metadata,
+    Column("run_id", Integer, primary_key=True, autoincrement=False),
+    Column("recovery", Integer, primary_key=True, autoincrement=False),
+    Column("definition", Text, nullable=False),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )
 
 result = Table(

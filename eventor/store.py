@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Integer, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy import Integer, and_, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -338,14 +338,10 @@ class Ledger:
 
     def definition_before(self) -> Any:
         """Return the definition that the recoveries before this one recorded last, or None."""
-        columns = schema.recovery.c
+        columns = schema.definition.c
         query = (
             select(columns.definition)
-            .where(
-                columns.run_id == self.run_id,
-                columns.recovery.in_(self._lineage),
-                columns.definition.is_not(None),
-            )
+            .where(columns.run_id == self.run_id, columns.recovery.in_(self._lineage))
             .order_by(columns.recovery.desc())
             .limit(1)
         )
@@ -360,10 +356,8 @@ class Ledger:
             return
         with self._store.writing("record the definition") as connection:
             self._renew(connection, now)
-            connection.execute(
-                update(schema.recovery).where(*self._mine(schema.recovery)),
-                {"definition": written},
-            )
+            connection.execute(delete(schema.definition).where(*self._mine(schema.definition)))
+            connection.execute(insert(schema.definition), self._here | {"definition": written})
         self._definition = written
 
     def kept_by(self, keeper: int | None) -> bool:

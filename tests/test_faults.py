@@ -207,7 +207,7 @@ def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
         "UPDATE eventor_recovery SET heartbeat_at = 7, owner_pid = 'x', owner_began = 'x'",
         "UPDATE eventor_recovery SET recovery = 9223372036854775807",
         "UPDATE eventor_recovery SET keeper_pid = 'x'",
-        "UPDATE eventor_recovery SET definition = printf('%.*c', 200000, '[')",
+        "UPDATE eventor_definition SET definition = printf('%.*c', 200000, '[')",
         "DROP TABLE eventor_task",
         "ALTER TABLE eventor_task DROP COLUMN traceback",
     ],

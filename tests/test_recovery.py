@@ -201,7 +201,7 @@ def test_the_definition_stands_in_the_store(make, tmp_path):
         tmp_path / "flow.db",
         "SELECT definition ->> '$.events[2].expr', definition ->> '$.steps[0].func',"
         " definition ->> '$.steps[0].triggers.at_success[0]', definition ->> '$.assocs[0].steps[0]'"
-        " FROM eventor_recovery",
+        " FROM eventor_definition",
     )
     assert definition == [('["a","b",{"and":2},"a",{"or":2}]', "posix.getpid", "b", "s")]
 
@@ -373,7 +373,7 @@ def test_a_definition_that_eventor_has_not_written_is_named(make, tmp_path):
     for written in ("{", "[]", '{"events": [1]}', '{"events": [], "steps": 7}'):
         with make() as ev:
             ev()
-        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET definition = '{written}'")
+        sql(tmp_path / "flow.db", f"UPDATE eventor_definition SET definition = '{written}'")
         ev = make(run_mode="recover")
         with pytest.raises(evr.StoreError, match="definition"):
             ev()

@@ -46,10 +46,11 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
     ev.close()
     make(name="mine", run_mode="recover").close()
     assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
-    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(2,)]
+    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(3,)]
 
 
-def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path, version):
     def build(**arguments):
         ev = make(**arguments)
         go = ev.add_event("go")
@@ -61,15 +62,24 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path)
     assert ev() is True
     ev.close()
     store = tmp_path / "flow.db"
-    for column in ("keeper_pid", "keeper_began"):
-        sql(store, f"ALTER TABLE eventor_recovery DROP COLUMN {column}")
-    sql(store, "UPDATE eventor_schema SET version = 1")
-    ev, _ = build(run_mode=evr.RunMode.recover)
+    sql(store, "ALTER TABLE eventor_recovery ADD COLUMN definition TEXT")
+    written = "SELECT definition FROM eventor_definition"
+    sql(store, f"UPDATE eventor_recovery SET definition = ({written})")
+    sql(store, "DROP TABLE eventor_definition")
+    if version == 1:
+        for column in ("keeper_pid", "keeper_began"):
+            sql(store, f"ALTER TABLE eventor_recovery DROP COLUMN {column}")
+    sql(store, f"UPDATE eventor_schema SET version = {version}")
+    ev, go = build(run_mode=evr.RunMode.recover)
+    ev.add_assoc(go, ev.add_step("another", func=int))
+    assert ev.preview().drift[0] == "new step another"
     assert ev() is True
-    assert [task.replay for task in ev.tasks()] == ["skip"]
-    assert sql(store, "SELECT version, keeper_pid FROM eventor_schema, eventor_recovery") == [
-        (2, None),
-        (2, None),
+    assert [task.replay for task in ev.tasks()] == ["skip", None]
+    assert sql(
+        store, "SELECT version, keeper_pid IS NULL FROM eventor_schema, eventor_recovery"
+    ) == [
+        (3, 1 if version == 1 else 0),
+        (3, 0),
     ]
 
 
