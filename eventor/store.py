@@ -137,6 +137,7 @@ class Store:
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
         self._engine = sqlite.open_engine(path)
+        self._connection: Connection | None = None
         self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
@@ -153,6 +154,8 @@ class Store:
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         with self._lock:
+            if self._connection is not None:
+                self._connection.close()
             self._engine.dispose()
 
     def begin_run(self, name: str, lease_seconds: float, now: datetime) -> Ledger:
@@ -213,18 +216,25 @@ class Store:
         Raises:
             StoreError: it could not be committed, or the file in which it was is not there.
         """
-        with self._lock, self._translated(what), self._engine.connect() as connection:
+        with self._lock, self._translated(what):
             self._check_files()
-            connection.execution_options(**{sqlite.WRITING: True})
-            with connection.begin():
+            with self._transaction(writing=True) as connection:
                 yield connection
             self._check_files()
 
     @contextmanager
     def reading(self, what: str) -> Iterator[Connection]:
         """Give a connection in a transaction that sees one state of the store."""
-        with self._lock, self._translated(what), self._engine.connect() as connection:
+        with self._lock, self._translated(what), self._transaction(writing=False) as connection:
             yield connection
+
+    @contextmanager
+    def _transaction(self, *, writing: bool) -> Iterator[Connection]:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        self._connection.execution_options(**{sqlite.WRITING: writing})
+        with self._connection.begin():
+            yield self._connection
 
     @staticmethod
     @contextmanager
