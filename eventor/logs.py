@@ -11,12 +11,14 @@ import os
 import re
 import stat
 import sys
+import time
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import TextIOWrapper
 
 FORMAT = "[ %(asctime)s ][ %(levelname)s ][ %(message)s ][ %(module)s.%(funcName)s ]"
 """The format of the interface's *Example Output*."""
@@ -41,13 +43,16 @@ class Journal:
 
     def __init__(self, level: int, logdir: str, stem: str) -> None:
         self._level = level
+        formatter = _Formatter(FORMAT)
         self._console = logging.StreamHandler(sys.stderr)
-        self._console.setFormatter(logging.Formatter(FORMAT))
         path = Path(logdir) / file_name(stem)
         self._files = [
             _LogFile(f"{path}.debug.log", logging.DEBUG, self),
             _LogFile(f"{path}.error.log", logging.ERROR, self),
         ]
+        self._console.setFormatter(formatter)
+        for file in self._files:
+            file.setFormatter(formatter)
 
     def say(self, level: int, message: str, function: str, details: str | None = None) -> None:
         """Log a message of eventor itself.
@@ -105,6 +110,30 @@ class Journal:
             self.say(logging.WARNING, message, "__init__")
 
 
+class _Formatter(logging.Formatter):
+    """Writes a record once for all who show it, and the time once in a second."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__(style)
+        self._written: tuple[logging.LogRecord | None, str] = (None, "")
+        self._time = (0, "")
+
+    def format(self, record: logging.LogRecord) -> str:
+        last, text = self._written
+        if record is not last:
+            text = super().format(record)
+            self._written = (record, text)
+        return text
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        second, text = self._time
+        if int(record.created) != second:
+            second = int(record.created)
+            text = time.strftime(datefmt or self.default_time_format, time.localtime(second))
+            self._time = (second, text)
+        return f"{text},{int(record.msecs):03}"
+
+
 class _LogFile(RotatingFileHandler):
     """A rotated file that is made on first use, and never through a symbolic link."""
 
@@ -118,14 +147,19 @@ class _LogFile(RotatingFileHandler):
             delay=True,
         )
         self.setLevel(level)
-        self.setFormatter(logging.Formatter(FORMAT))
         self._journal = journal
 
-    def _open(self) -> IO[str]:  # type: ignore[override]
+    def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return open(
             self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_open_safely
         )
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802
+        """Tell whether the file is full, by less than the four looks at it of the base class."""
+        stream = self.stream = self.stream or self._open()
+        size = os.fstat(stream.fileno()).st_size
+        return size + len(self.format(record)) >= self.maxBytes
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 (logging's name)
         self._journal.give_up(self, sys.exception())
