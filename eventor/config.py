@@ -48,6 +48,14 @@ def _count(value: object) -> int:
     return value
 
 
+def _tasks(value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a whole number, at least 1, or None for no limit")
+    return int(value)
+
+
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError("True or False")
@@ -78,6 +86,8 @@ class Config:
         logdir: directory of the debug and error log files.
         task_construct: class by which steps are executed.
         max_concurrent: how many steps may be in flight; below 1 there is no limit.
+        max_tasks_per_child: how many steps a process runs before it ends, one after the other; None
+            is no limit. By default each step has a process of its own. Threads are not affected.
         stop_on_exception: whether an unhandled failure keeps further steps from starting.
         sleep_between_loops: seconds, the longest wait between two passes of the loop.
         lease_seconds: seconds after which a run whose owner was not heard of may be taken over from
@@ -90,6 +100,7 @@ class Config:
     logdir: str = "/tmp"  # noqa: S108 (the interface's default)
     task_construct: type[Any] = field(default_factory=default_construct)
     max_concurrent: int = 1
+    max_tasks_per_child: int | None = 1
     stop_on_exception: bool = True
     sleep_between_loops: float = 1
     lease_seconds: float = 30
@@ -108,6 +119,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "logdir": _directory,
     "task_construct": _construct,
     "max_concurrent": _count,
+    "max_tasks_per_child": _tasks,
     "stop_on_exception": _flag,
     "sleep_between_loops": _seconds,
     "lease_seconds": _lease,

@@ -418,7 +418,12 @@ class Eventor:
                 self._ledger,
                 self._journal,
                 self._inbox,
-                Launcher(self._config.task_construct, self._journal.pass_on),
+                Launcher(
+                    self._config.task_construct,
+                    self._config.max_tasks_per_child,
+                    self._flow.steps,
+                    self._journal.pass_on,
+                ),
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
                 _now,

@@ -64,6 +64,14 @@ class Step:
         """Whether the flow goes on from its failure, by the step's own triggers."""
         return StepTriggers.at_failure in self.triggers or StepTriggers.at_complete in self.triggers
 
+    @property
+    def leads_on(self) -> bool:
+        """Whether its end raises events."""
+        return any(end in self.triggers for end in _AT_END)
+
+
+_AT_END = (StepTriggers.at_success, StepTriggers.at_failure, StepTriggers.at_complete)
+
 
 class Flow:
     """The definitions of one Eventor.

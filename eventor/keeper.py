@@ -37,8 +37,7 @@ _KILL = b"!"
 _SWEEPS = 5
 
 _LOOK_SECONDS = 0.2
-"""How often the keeper looks at its parent, should others hold the pipe open."""
-
+"""How often the keeper reads its pipe, and looks at its parent, should others hold that open."""
 
 _KILL_SECONDS = 1.0
 _WAIT_SECONDS = 0.002
@@ -46,13 +45,12 @@ _WAIT_SECONDS = 0.002
 
 
 def announce(pipe: Connection) -> None:
-    """Tell the keeper, from a step's process, the group that it leads; and let go of the pipe.
+    """Tell the keeper, from a step's process, the group that it leads.
 
     If the owner lives after this, its keeper has heard of the group, or will before it ends. If it
     does not, nobody may have, and the step must not go on.
     """
     _send(pipe, _BEGUN, os.getpid())
-    pipe.close()
 
 
 def _send(pipe: Connection, what: bytes, group: int) -> None:
@@ -147,7 +145,8 @@ class Keeper:
 
     def __init__(self) -> None:
         self._reading, self.pipe = Pipe(duplex=False)
-        os.set_blocking(self.pipe.fileno(), False)
+        for end in (self._reading, self.pipe):
+            os.set_blocking(end.fileno(), False)
         self._pid = 0
 
     def ensure(self, groups: Iterable[int]) -> int:
@@ -175,6 +174,7 @@ class Keeper:
         """End the keeper, which kills all that steps have left running first if `kill` is True."""
         if kill:
             _send(self.pipe, _KILL, 0)
+            self.pipe.close()  # which wakes it
             deadline = time.monotonic() + _KILL_SECONDS
             while self._lives() and time.monotonic() < deadline:
                 time.sleep(_WAIT_SECONDS)
@@ -202,11 +202,10 @@ def _keep(reading: int, owner: int) -> NoReturn:
         groups = Groups()
         ended = False
         while not (ended or groups.condemned) and os.getppid() == owner:
-            ended = _hear(groups, reading, _LOOK_SECONDS)
+            ended = _has_ended(reading, _LOOK_SECONDS)
+            _hear(groups, reading)
             groups.forget_empty()
-        # All that was said while the owner lived is in the pipe; see `announce`.
-        while not ended and _is_readable(reading, 0):
-            ended = _hear(groups, reading, 0)
+        _hear(groups, reading)  # all that was said while the owner lived; see `announce`
         groups.kill()
     finally:
         os._exit(0)
@@ -224,16 +223,18 @@ def _detach(reading: int) -> None:
                 os.close(descriptor)
 
 
-def _hear(groups: Groups, reading: int, seconds: float) -> bool:
-    """Wait for something to come in, take it, and tell whether the pipe has ended."""
-    if not _is_readable(reading, seconds):
-        return False
-    data = os.read(reading, 1 << 16)
-    groups.take(data)
-    return not data
+def _has_ended(reading: int, seconds: float) -> bool:
+    """Wait until the pipe has ended, and tell whether it has.
 
-
-def _is_readable(reading: int, seconds: float) -> bool:
+    What comes in wakes nobody: it matters only when the owner is dead, and steps are to be fast.
+    """
     poll = select.poll()
-    poll.register(reading, select.POLLIN)
+    poll.register(reading, 0)
     return bool(poll.poll(seconds * 1000))
+
+
+def _hear(groups: Groups, reading: int) -> None:
+    """Take all that has come in."""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(reading, 1 << 16):
+            groups.take(data)

@@ -1,8 +1,12 @@
-"""The owner's side of a step's process: start it, hear it out, and learn of its end.
+"""The workers of one call of `ev()`: started, given tasks, heard out, and ended.
 
-A worker is any Process-like object: `multiprocessing` processes of any context, and threads.
-Its pipe and its sentinel are waited on together. Whoever ends has first written its outcome,
-so a worker that is found dead is read once more before it is given up.
+    spare     forked ahead, while a step runs; it waits for a task
+    working   it does a task
+    free      it has done a task, and may do another (`max_tasks_per_child`)
+    ending    it has no more to do; it is let end by itself, for a while
+
+The process of the next step is forked while this one runs, by the zygote. It knows all that the
+owner knew when that was forked, and needs only to be told a name.
 """
 
 from __future__ import annotations
@@ -12,12 +16,13 @@ import logging
 import multiprocessing
 import os
 import resource
+import selectors
 import signal
+import socket
 import sys
 import threading
 import time
-from multiprocessing import Pipe, resource_tracker
-from multiprocessing.connection import wait
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +34,16 @@ from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey
 from eventor.signals import TAKEN, blocked
 from eventor.types import Outcome, failure
+from eventor.worker import GRACE_SECONDS, Worker
+from eventor.zygote import Zygote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Mapping
 
     from eventor.flow import Step
 
-GRACE_SECONDS = 5.0
-"""How long a process may linger after its step has returned, and after it was told to end."""
-
-_CLOSING_SECONDS = 1.0
-"""How long a process may take to end once it has closed its pipe, which takes microseconds."""
+_LOOK_SECONDS = 1.0
+"""How often all workers are looked at, should a descendant of one hold its sentinel open."""
 
 _DESCRIPTORS_PER_WORKER = 4
 _SPARE_DESCRIPTORS = 64
@@ -55,146 +58,49 @@ def most_at_once() -> int:
     return max(1, left // _DESCRIPTORS_PER_WORKER)
 
 
-class Worker:
-    """A started process or thread, and what has come from it."""
-
-    def __init__(self, key: TaskKey, process: Any, connection: Connection) -> None:
-        self.key = key
-        self._process = process
-        self._inlet = task.Inlet(connection)
-        self._sentinel: int | None = getattr(process, "sentinel", None)
-        self.pid: int = process.pid if self.is_process else os.getpid()
-        """The process in which it runs; a thread's is the owner's."""
-        self._returned_at: float | None = None
-        self._closed_at: float | None = None
-        self._told: int | None = None
-
-    @property
-    def is_process(self) -> bool:
-        """Whether it is a process of its own, which can be ended, and no thread of the owner."""
-        return self._sentinel is not None
-
-    def signals(self) -> list[Any]:
-        """Return what becomes ready when there is something to hear.
-
-        A process closes its pipe when it ends. One that has closed it and does not end has closed
-        its sentinel too, as daemons do: that would be ready all the time, so it is let alone.
-        """
-        sentinel = [] if self._sentinel is None else [self._sentinel]
-        if self._closed_at is None:
-            return [self._inlet, *sentinel]
-        return sentinel if time.monotonic() < self._closed_at + _CLOSING_SECONDS else []
-
-    def hear(self) -> tuple[list[task.Message], bool]:
-        """Return what has come in, and whether nothing more will come."""
-        # In this order: what a worker has sent before it was seen dead is then read for sure.
-        dead = not self._process.is_alive() or self._is_reaped()
-        messages = self._inlet.read()
-        if any(isinstance(message, Outcome) for message in messages):
-            self._returned_at = time.monotonic()
-        if self._inlet.ended and self._closed_at is None:
-            self._closed_at = time.monotonic()
-        return messages, dead or (self._inlet.ended and not self.is_process)
-
-    def silent_end(self) -> Outcome | None:
-        """Return the outcome of one that ended, None if it has sent it itself."""
-        if self._returned_at is not None:
-            return None
-        if self._inlet.garbled:
-            return failure("what came through its pipe was not sent by eventor")
-        code = getattr(self._process, "exitcode", None)
-        if code is not None and code < 0:
-            return failure(f"killed by {_signal_name(-code)}")
-        if not self.is_process:
-            told = "its thread ended"
-        elif code is None:
-            told = "its process ended, with an exit code that something else has waited for,"
-        else:
-            told = f"its process ended with exit code {code}"
-        return failure(f"{told} before the step returned")
-
-    def end(self, number: int) -> None:
-        """Send SIGTERM or SIGKILL to its group; to itself, where it does not lead one yet."""
-        try:
-            os.killpg(self.pid, number)
-        except OSError:
-            self._end_alone(number)
-
-    def hurry(self) -> bool:
-        """End it if it goes on for too long after its step has returned; what it has left stays.
-
-        Returns:
-            Whether it had not been told before.
-        """
-        if self._returned_at is None or not self.is_process:
-            return False
-        late = time.monotonic() - self._returned_at
-        if late < GRACE_SECONDS:
-            return False
-        number = signal.SIGTERM if late < 2 * GRACE_SECONDS else signal.SIGKILL
-        if number == self._told:
-            return False
-        first, self._told = self._told is None, number
-        self._end_alone(number)
-        return first
-
-    def end_rest(self) -> None:
-        """Kill what it has started, now that it is dead itself."""
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
-
-    def release(self) -> None:
-        """Free what it holds here, once it is dead."""
-        self._process.join()
-        self._inlet.close()
-        if hasattr(self._process, "close"):
-            with contextlib.suppress(ValueError):  # it takes one that was reaped for running
-                self._process.close()
-
-    def _end_alone(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            (self._process.kill if number == signal.SIGKILL else self._process.terminate)()
-
-    def _is_reaped(self) -> bool:
-        """Whether something else in this program has waited for it; it then never seems dead."""
-        if not self.is_process:
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except OSError as error:
-            return isinstance(error, ProcessLookupError)
-        return False
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 class Launcher:
     """All workers of one call of `ev()`.
 
     Args:
         construct: the class of the workers.
-        on_record: what handles the log records that they send.
+        most: how many tasks a process does before it ends; None is no limit.
+        steps: all steps by name, which may grow meanwhile.
+        on_record: what handles the log records that come from workers.
     """
 
     def __init__(
-        self, construct: type[Any], on_record: Callable[[logging.LogRecord], None]
+        self,
+        construct: type[Any],
+        most: int | None,
+        steps: Mapping[str, Step],
+        on_record: Callable[[logging.LogRecord], None],
     ) -> None:
         self._construct = construct
+        self._threads = issubclass(construct, threading.Thread)
+        self._forks = not self._threads and _forks(construct)
+        self._most = 1 if self._threads else most
+        self._steps = steps
         self._on_record = on_record
         self._workers: dict[Worker, None] = {}
+        self._waiting: dict[Worker, None] = {}
+        self._ready: dict[Worker, bool] = {}
+        self._ending: dict[Worker, None] = {}
+        self._selector = selectors.DefaultSelector()
+        self._bell: int | None = None
+        self._look_at = time.monotonic() + _LOOK_SECONDS
         self._process = process_of(os.getpid())
         self._keeper: Keeper | None = None
+        self._zygote: Zygote | None = None
+        self._knows = 0
+        self._retired = False
+        self._by_pid: dict[int, Worker] = {}
+        self._most_spares = os.cpu_count() or 1
         self._abandoned = False
 
     @property
     def busy(self) -> bool:
-        """Whether any of its workers has not ended yet."""
-        return bool(self._workers)
+        """Whether any of its workers has not ended yet, or is still to come."""
+        return bool(self._workers) or (self._zygote is not None and self._zygote.asked > 0)
 
     def prepare(self) -> int | None:
         """Make sure that no process outlives this one; to be called before any is recorded.
@@ -206,64 +112,101 @@ class Launcher:
             LaunchError: the keeper cannot be started.
             RuntimeWarning: where warnings are errors, and a fork would be beside other threads.
         """
-        if issubclass(self._construct, threading.Thread):
+        if self._threads:
             return None
         try:
             if self._keeper is None:
-                if _forks(self._construct):
+                if self._forks:
                     warn_of_threads()
                 else:
                     # Else the first worker starts its server, which would let all signals through.
                     resource_tracker.ensure_running()
                 self._keeper = Keeper()
-            return self._keeper.ensure(worker.pid for worker in self._workers)
+            groups = [] if self._zygote is None else [self._zygote.pid]
+            return self._keeper.ensure([*groups, *(worker.pid for worker in self._workers)])
         except OSError as error:
             raise LaunchError(f"no process can be started to keep the steps: {error}") from error
 
-    def start(self, key: TaskKey, step: Step) -> int | Outcome:
-        """Start a worker for a task; return its pid, or how it failed to start."""
-        call = task.Call(step.name, key.sequence, step.func, step.args, step.kwargs)
-        with contextlib.ExitStack() as opened:
-            try:
-                reading, writing = Pipe(duplex=False)
-                opened.callback(reading.close)
-                opened.callback(writing.close)
-                process = self._begin(call, writing, str(key))
-            except Exception as error:
-                return failure(f"it could not be started: {task.describe(error)}")
-            opened.pop_all()
-        worker = Worker(key, process, reading)
-        if worker.is_process:
-            writing.close()
-        self._workers[worker] = None
-        return worker.pid
+    @property
+    def _breeds(self) -> bool:
+        """Whether what the zygote forks is of use."""
+        zygote = self._zygote
+        return (
+            zygote is not None
+            and not (self._retired or zygote.lost)
+            and self._knows == len(self._steps)
+        )
 
-    def wait(self, bell: list[Any], seconds: float) -> None:
+    def start(self, key: TaskKey, step: Step) -> int | Outcome:
+        """Give a task to a worker; return the pid of that, or how it failed to start."""
+        call = task.Call(step.name, key.sequence, step.func, step.args, step.kwargs)
+        try:
+            return (self._give(key, call) or self._begin(key, call)).pid
+        except Exception as error:
+            return failure(f"it could not be started: {task.describe(error)}")
+
+    def stock(self, wanted: int) -> None:
+        """Have processes forked ahead for so many tasks that may start soon."""
+        if not self._forks or self._most != 1 or not wanted:
+            return
+        if self._zygote is None and self._keeper is not None:
+            # Without one, the owner forks: it is not missed.
+            with contextlib.suppress(OSError):
+                self._zygote = Zygote(self._begin_in_zygote, self._keeper.pipe)
+                self._knows = len(self._steps)
+                self._selector.register(self._zygote, selectors.EVENT_READ, self._zygote)
+        if self._zygote is not None and self._breeds:
+            missing = min(wanted, self._most_spares) - len(self._waiting) - self._zygote.asked
+            if missing > 0:
+                self._zygote.ask(missing)
+
+    def renew(self) -> None:
+        """Start no more processes from what is forked: they do not know what the owner knows now.
+
+        From then on it forks by itself, in this call of `ev()`: this may happen again at any time.
+        """
+        self._retired = True
+        for worker in [worker for worker in self._waiting if worker.did is None]:
+            self._dismiss(worker)
+
+    def finish(self) -> None:
+        """Let all workers end that have nothing to do."""
+        for worker in list(self._waiting):
+            self._dismiss(worker)
+
+    def wait(self, bell: int | None, seconds: float | None) -> None:
         """Wait until there is something to collect, or the bell rings, or the time is over."""
-        wait([*bell, *(signal for worker in self._workers for signal in worker.signals())], seconds)
+        if bell != self._bell:
+            if self._bell is not None:
+                self._selector.unregister(self._bell)
+            if bell is not None:
+                self._selector.register(bell, selectors.EVENT_READ)
+            self._bell = bell
+        for key, _events in self._selector.select(seconds):
+            if isinstance(key.data, Zygote):
+                self._hear_zygote(key.data)
+            elif (worker := key.data) is not None:
+                self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.sentinel
 
     def collect(self) -> list[TaskEnded]:
         """Return the ends that have come in, and pass on the log records."""
-        ends = []
-        for worker in tuple(self._workers):
-            messages, gone = worker.hear()
-            for message in messages:
-                if isinstance(message, Outcome):
-                    ends.append(TaskEnded(worker.key, message))
-                else:
-                    self._on_record(logging.makeLogRecord(message))
-            if gone:
-                if (silent := worker.silent_end()) is not None:
-                    ends.append(TaskEnded(worker.key, silent))
-                self._dismiss(worker)
+        ready, self._ready = self._ready, {}
+        ends = [end for worker in ready for end in self._hear(worker)]
+        for worker, by_sentinel in ready.items():
+            if worker in self._workers:
+                self._let_alone(worker, by_sentinel)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            ends += [end for worker in list(self._workers) for end in self._hear(worker)]
         return ends
 
     def hurry(self) -> list[TaskKey]:
         """End processes that go on long after their steps have returned; return those told now."""
-        return [worker.key for worker in self._workers if worker.hurry()]
+        return [worker.did for worker in self._ending if worker.hurry() and worker.did]
 
     def abandon(self) -> None:
         """End all processes and what they started, by force if need be; threads cannot be ended."""
+        self.finish()
         self._workers = {worker: None for worker in self._workers if worker.is_process}
         self._abandoned = True
         leaders = [worker.pid for worker in self._workers]
@@ -278,26 +221,142 @@ class Launcher:
         for worker in self._workers:
             if worker.is_process:
                 worker.end(signal.SIGKILL)
+        if self._zygote is not None:
+            self._zygote.close()
         if self._keeper is not None:
             self._keeper.close(kill=self._abandoned)
             self._keeper = None
+        self._selector.close()
 
-    def _begin(self, call: task.Call, writing: Connection, name: str) -> Any:
-        """Start a process or thread, whose own the writing end of the pipe is from then on."""
-        # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
-        with blocked(TAKEN) as before, unwarned():
-            origin = task.Origin(
-                self._process,
-                task.LogLevels.of_this_process(),
-                before,
-                None if self._keeper is None else self._keeper.pipe,
-            )
-            process = self._construct(target=task.main, args=(call, writing, origin), name=name)
-            process.start()
+    def _give(self, key: TaskKey, call: task.Call) -> Worker | None:
+        """Give a task to a worker that waits for one, and return it, if there is any."""
+        order = (call.step, call.sequence) if self._forks else call
+        self._await_spare()
+        while self._waiting:
+            worker = next(reversed(self._waiting))
+            if worker.knows != len(self._steps):
+                self._dismiss(worker)
+                continue
+            try:
+                worker.order(key, order)
+            except OSError:  # it has died meanwhile
+                self._dismiss(worker)
+                continue
+            del self._waiting[worker]
+            return worker
+        return None
+
+    def _await_spare(self) -> None:
+        while not self._waiting and self._breeds and self._zygote is not None:
+            if not self._zygote.bear():
+                return
+            self._hear_zygote(self._zygote)
+
+    def _hear_zygote(self, zygote: Zygote) -> None:
+        born, ended = zygote.hear()
+        for process, pipe in born:
+            worker = self._add(Worker(process, pipe, 1, self._knows, None))
+            if self._retired or self._abandoned:
+                self._dismiss(worker)
+        for pid in ended:
+            self._ready.setdefault(self._by_pid.pop(pid), False)
+        if zygote.lost:
+            self._unregister(zygote.fileno())
+
+    def _begin(self, key: TaskKey, call: task.Call) -> Worker:
+        """Start a worker with its first task."""
+        with contextlib.ExitStack() as opened:
+            mine, its = socket.socketpair()
+            opened.callback(mine.close)
+            opened.callback(its.close)
+            for end in (mine, its):
+                end.settimeout(None)  # whatever the program's default is
+            job = task.Job(call, self._steps if self._forks else {}, self._most)
+            # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
+            with blocked(TAKEN) as before, unwarned():
+                process = self._start(task.main, job, its, before, str(key))
+            opened.pop_all()
+        worker = Worker(process, mine, self._most, len(self._steps), key)
+        if worker.is_process:
+            its.close()
+        return self._add(worker)
+
+    def _begin_in_zygote(
+        self, target: Callable[..., None], its: socket.socket, before: frozenset[int]
+    ) -> Any:
+        return self._start(target, task.Job(None, self._steps, 1), its, before, "spare")
+
+    def _start(
+        self,
+        target: Callable[..., None],
+        job: task.Job,
+        its: socket.socket,
+        before: frozenset[int],
+        name: str,
+    ) -> Any:
+        """Start a process or thread, whose own its end of the pipe is from then on."""
+        origin = task.Origin(
+            self._process,
+            None if self._forks or self._threads else task.LogLevels.of_this_process(),
+            before,
+            None if self._keeper is None else self._keeper.pipe,
+        )
+        process = self._construct(target=target, args=(job, its, origin), name=name)
+        process.start()
         return process
 
+    def _add(self, worker: Worker) -> Worker:
+        self._workers[worker] = None
+        if worker.key is None:
+            self._waiting[worker] = None
+        self._selector.register(worker.inlet, selectors.EVENT_READ, worker)
+        if worker.sentinel is not None:
+            self._selector.register(worker.sentinel, selectors.EVENT_READ, worker)
+        elif worker.is_process:
+            self._by_pid[worker.pid] = worker
+        return worker
+
+    def _hear(self, worker: Worker) -> list[TaskEnded]:
+        ends = []
+        messages, gone = worker.hear()
+        for message in messages:
+            if not isinstance(message, Outcome):
+                self._on_record(logging.makeLogRecord(message))
+            elif worker.key is not None:
+                ends.append(TaskEnded(worker.key, message))
+                self._take_back(worker)
+        if gone:
+            if (silent := worker.silent_end()) is not None and worker.key is not None:
+                ends.append(TaskEnded(worker.key, silent))
+            self._release(worker)
+        return ends
+
+    def _take_back(self, worker: Worker) -> None:
+        """Have a worker wait for its next task, or end."""
+        worker.key = None
+        if worker.is_free and not self._abandoned:
+            self._waiting[worker] = None
+        else:
+            self._ending[worker] = None
+
     def _dismiss(self, worker: Worker) -> None:
-        del self._workers[worker]
+        del self._waiting[worker]
+        self._ending[worker] = None
+        worker.dismiss()
+
+    def _let_alone(self, worker: Worker, by_sentinel: bool) -> None:
+        """No longer wait on what is ready for ever."""
+        if worker.inlet.ended:
+            self._unregister(worker.inlet.fileno())
+        if by_sentinel and worker.is_deaf() and worker.sentinel is not None:
+            self._unregister(worker.sentinel)
+
+    def _release(self, worker: Worker) -> None:
+        for group in (self._workers, self._waiting, self._ending):
+            group.pop(worker, None)
+        self._unregister(worker.inlet.fileno())
+        if worker.sentinel is not None:
+            self._unregister(worker.sentinel)
         if worker.is_process:
             if self._abandoned:
                 worker.end_rest()
@@ -305,10 +364,14 @@ class Launcher:
                 self._keeper.forget(worker.pid)
         worker.release()
 
+    def _unregister(self, descriptor: int) -> None:
+        if descriptor in self._selector.get_map():
+            self._selector.unregister(descriptor)
+
     def _await_ends(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._workers and (left := deadline - time.monotonic()) > 0:
-            self.wait([], min(left, 1))
+        while self.busy and (left := deadline - time.monotonic()) > 0:
+            self.wait(None, min(left, _LOOK_SECONDS))
             self.collect()
 
 

@@ -195,19 +195,26 @@ class Loop:
         while True:
             ends = failed + self._launcher.collect()
             self._heed_request()
-            changes = self._plan.advance([*self._inbox.take(), *ends])
+            triggers = self._inbox.take()
+            changes = self._plan.advance([*triggers, *ends])
             # While steps run too: who kills the keeper must not have their owner's death go unseen.
             another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
             self._commit(changes, another)
-            self._report(changes)
+            if triggers:
+                # Who triggers may have prepared something of which no earlier fork knows.
+                self._launcher.renew()
             failed = self._launch(changes)
+            self._report(changes)
             self._hurry()
             if self._inbox.cut_by is not None:
                 return False
-            if self._plan.idle and not (self._inbox or failed or self._launcher.busy):
-                return True
+            if self._plan.idle and not (self._inbox or failed):
+                self._launcher.finish()
+                if not self._launcher.busy:
+                    return True
             if not failed:
-                self._launcher.wait([bell], self._seconds_to_wait())
+                self._launcher.stock(self._plan.about_to_start)
+                self._launcher.wait(bell, self._seconds_to_wait())
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
 
@@ -244,6 +251,8 @@ class Loop:
         for change in changes:
             if isinstance(change, TaskEnded):
                 self._report_end(change)
+            elif isinstance(change, TaskActive):
+                self._journal.say(logging.INFO, f"Running step {change.task}", "task_wrapper")
             else:
                 self._journal.say(logging.DEBUG, repr(change), "loop_session_start")
 
@@ -265,7 +274,6 @@ class Loop:
         failed = []
         for change in changes:
             if isinstance(change, TaskActive):
-                self._journal.say(logging.INFO, f"Running step {change.task}", "task_wrapper")
                 begun = self._launcher.start(change.task, self._flow.steps[change.task.step])
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 PROC = Path("/proc")
+_STAT_BYTES = 4096
 _LOOK_SECONDS = 0.005
 
 
@@ -86,8 +87,14 @@ def stat_of(pid: int) -> list[str]:
     Raises:
         OSError: there is no such process, or no such place to look.
     """
+    # Not by pathlib: each process of a step does this before it begins.
+    descriptor = os.open(f"{PROC}/{pid}/stat", os.O_RDONLY)
+    try:
+        told = os.read(descriptor, _STAT_BYTES)
+    finally:
+        os.close(descriptor)
     # The name of the program stands in brackets before it, and may hold anything.
-    return (PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return told.rpartition(b")")[2].decode().split()
 
 
 def has_ended(process: Owner, seconds: float) -> bool:
@@ -131,7 +138,7 @@ def _start_of(pid: int) -> str | None:
     """Return when a process began, '?' if that cannot be seen, None if there is none any more."""
     if _is_gone(pid):
         return None
-    if not (PROC / "self/stat").exists():
+    if not os.path.exists(f"{PROC}/self/stat"):  # noqa: PTH110 (as in stat_of)
         return _start_by_ps(pid)
     try:
         words = stat_of(pid)

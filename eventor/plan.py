@@ -145,6 +145,7 @@ class Plan:
         self._progress: dict[tuple[str, Sequence], dict[str | int, int]] = {}
         self._ready: deque[TaskKey] = deque()
         self._active: set[TaskKey] = set()
+        self._leading_on = 0
         self._agenda: deque[EventRaised] = deque()
         self._noted: deque[EventRaised] = deque()
         self._changes: list[Change] = []
@@ -161,6 +162,13 @@ class Plan:
     def waiting(self) -> int:
         """How many tasks are ready and have not started."""
         return len(self._ready)
+
+    @property
+    def about_to_start(self) -> int:
+        """How many tasks may start when those that are active end."""
+        if self._stopping:
+            return 0
+        return min(len(self._active), len(self._ready) + self._leading_on)
 
     @property
     def stopping(self) -> bool:
@@ -290,14 +298,17 @@ class Plan:
             self._transition(step, sequence, StepTriggers.at_ready)
 
     def _start(self, task: TaskKey) -> None:
+        step = self._flow.steps[task.step]
         self._active.add(task)
+        self._leading_on += step.leads_on
         self._changes.append(TaskActive(task))
-        self._transition(self._flow.steps[task.step], task.sequence, StepTriggers.at_active)
+        self._transition(step, task.sequence, StepTriggers.at_active)
 
     def _end(self, change: TaskEnded) -> None:
         self._active.remove(change.task)
         self._changes.append(change)
         step = self._flow.steps[change.task.step]
+        self._leading_on -= step.leads_on
         if change.outcome.status is TaskStatus.success:
             end = StepTriggers.at_success
         else:

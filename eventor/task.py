@@ -1,10 +1,12 @@
-"""The worker's side: what happens in the process, or thread, of one step.
+"""The worker's side: what happens in the process, or thread, that runs steps.
 
-    owner                                    worker
-    -----                                    ------
-    launch  -- Call: func, args, kwargs -->  main -> run
-    Inlet   <-- frames: log records, -----   Channel
-                then the Outcome
+    owner                                      worker
+    -----                                      ------
+    launch  -- Job: its first task, ---------> main
+               the steps that it knows
+    Inlet   -- frames: the next order ------>  Channel -> run
+    Inlet   <- frames: log records, ---------  Channel
+               then the Outcome
 
 All of this module runs in the worker, `Inlet` excepted; it knows nothing of events or of the store.
 """
@@ -15,10 +17,12 @@ import contextlib
 import functools
 import inspect
 import logging
+import multiprocessing
 import os
 import pickle
 import reprlib
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -37,8 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
+    from eventor.flow import Step
+
 _HEADER = struct.Struct("!Q")
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _SHOWN = 200
 _SMALL_PICKLE = 10_000
 
@@ -74,6 +80,26 @@ class Call:
         parts = {"func": self.func, "args": self.args, "kwargs": self.kwargs}
         data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
         return _rebuild, (self.step, self.sequence, data)
+
+
+Order = tuple[str, Sequence] | Call | None
+"""What a worker is told: the name of a step that it knows and a sequence, a call, or to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker is there for.
+
+    Attributes:
+        first: its first task; None for one that waits for it.
+        steps: the steps that it knows by name, which only those have that share or inherit the
+            owner's memory.
+        most: how many tasks it does before it ends; None is no limit.
+    """
+
+    first: Call | None
+    steps: Mapping[str, Step]
+    most: int | None
 
 
 def _sendable(part: object, name: str, step: str) -> bytes:
@@ -127,13 +153,13 @@ class Origin:
 
     Attributes:
         owner: the owner's process; a thread finds itself in it.
-        levels: the levels of the owner's loggers.
+        levels: the levels of the owner's loggers, for a process that does not inherit them.
         blocked: the signals that were blocked there; more are while a worker is started.
         keeper: the pipe by which a process `keeper.announce`s itself.
     """
 
     owner: Owner
-    levels: LogLevels
+    levels: LogLevels | None
     blocked: frozenset[int]
     keeper: Connection | None
 
@@ -141,7 +167,7 @@ class Origin:
 class Channel:
     """The worker's end of its pipe; several threads may send."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -170,6 +196,15 @@ class Channel:
             for part in (_HEADER.pack(len(data)), data):
                 self._write(memoryview(part))
 
+    def receive(self) -> Order:
+        """Wait for the next order, which is to end if nobody is left to give another."""
+        if not self.whole:
+            return None
+        size = _HEADER.unpack(self._read(_HEADER.size) or _HEADER.pack(0))[0]
+        data = self._read(size)
+        order: Order = pickle.loads(data) if data else None
+        return order
+
     def close(self) -> None:
         """Close; the owner reads an end of file."""
         with self._lock:
@@ -182,16 +217,34 @@ class Channel:
             return None
         return status.st_dev, status.st_ino
 
+    def _read(self, size: int) -> bytes:
+        """Return so many bytes, or none if the owner is gone."""
+        data = bytearray()
+        while len(data) < size:
+            part = os.read(self._connection.fileno(), min(size - len(data), _CHUNK))
+            if not part:
+                return b""
+            data += part
+        return bytes(data)
+
     def _write(self, rest: memoryview) -> None:
         while rest:
             rest = rest[os.write(self._connection.fileno(), rest) :]
 
 
+def packed(order: Order) -> bytes:
+    """Return an order as it is sent.
+
+    Raises:
+        EventorError: something of a call cannot be pickled; the message names it.
+    """
+    return bytes(ForkingPickler.dumps(order))
+
+
 class Inlet:
     """The owner's end of a worker's pipe; it never waits for the rest of a message."""
 
-    def __init__(self, connection: Connection) -> None:
-        os.set_blocking(connection.fileno(), False)
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
         self.ended = False
@@ -199,17 +252,32 @@ class Inlet:
         self.garbled = False
         """Whether something else than a worker's messages has come in; what follows is lost."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be said or heard any more."""
+        return self.ended or self.garbled
+
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
         return self._connection.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Send a packed order to a worker that waits for one.
+
+        Raises:
+            OSError: it is dead.
+        """
+        self._connection.sendall(_HEADER.pack(len(data)) + data)
 
     def read(self) -> list[Message]:
         """Return the messages that have come in, in full; nothing that comes in raises here."""
         while not self.ended:
             try:
-                data = os.read(self._connection.fileno(), _CHUNK)
+                data = self._connection.recv(_CHUNK, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
+            except OSError:  # a socket tells a death in the middle of something by an error
+                data = b""
             if not self.garbled:
                 self._buffer += data
             self.ended = not data
@@ -237,28 +305,74 @@ class Inlet:
         return None
 
 
-def main(call: Call, connection: Connection, origin: Origin) -> None:
+def main(job: Job, connection: socket.socket, origin: Origin) -> None:
     """Do what a worker has to do; the target of its process or thread.
 
     Args:
-        call: the step's call.
-        connection: the writing end of the worker's pipe.
+        job: what it is there for.
+        connection: the worker's end of its pipe.
         origin: from where it was started.
     """
     channel = Channel(connection)
     if os.getpid() != origin.owner.pid:
-        _lead_session(origin)
-        _forget_threads()
-        origin.levels.set()
-        forward_logging(channel)
-    signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
-    outcome = run(call)
-    # A child that the step has forked returns here too; the outcome is the step's to tell.
-    if channel.mine:
-        channel.send(outcome)
-    # The pipe of a process stays open: what is logged while it ends still has a way.
-    if os.getpid() == origin.owner.pid:
+        forward = settle()
+        if origin.levels is not None:
+            origin.levels.set()
+        work(job, channel, origin, forward)
+    elif job.first is not None:
+        channel.send(run(job.first))
         channel.close()
+
+
+def settle() -> Forward:
+    """Make a process its own where it is tied to what it was copied from.
+
+    Returns:
+        What stands in the place of all log handlers.
+    """
+    _forget_threads()
+    forward = Forward()
+    forward.take_over()
+    return forward
+
+
+def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
+    """Run steps, in a process that is settled, until there is no more to do."""
+    forward.channel = channel
+    _lead_session(origin)
+    call = job.first or _next_call(channel, job)
+    done = 0
+    while call is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
+        multiprocessing.current_process().name = f"{call.step}[{call.sequence}]"
+        outcome = run(call)
+        # A child that the step has forked returns here too; the outcome is the step's to tell.
+        if not channel.mine:
+            return
+        done += 1
+        if job.most == done:
+            channel.send(outcome)
+            return  # and the pipe stays open: what is logged while it ends still has a way
+        _flush()
+        forward.take_over()  # again: the task may have changed it
+        channel.send(outcome)
+        call = _next_call(channel, job)
+
+
+def _next_call(channel: Channel, job: Job) -> Call | None:
+    order = channel.receive()
+    if not isinstance(order, tuple):
+        return order
+    name, sequence = order
+    step = job.steps[name]
+    return Call(name, sequence, step.func, step.args, step.kwargs)
+
+
+def _flush() -> None:
+    """Show what the task has printed, as the end of a process does."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _lead_session(origin: Origin) -> None:
@@ -270,6 +384,7 @@ def _lead_session(origin: Origin) -> None:
         os.setsid()
     if origin.keeper is not None:
         keeper.announce(origin.keeper)
+        origin.keeper.close()
         # Its parent, unless a server forks for it; and a parent that has died is one no more.
         if os.getppid() != origin.owner.pid and is_running(origin.owner) is False:
             os._exit(1)
@@ -319,26 +434,30 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__qualname__}: {message}" if message else type(error).__qualname__
 
 
-def forward_logging(channel: Channel) -> None:
-    """Send the records of every logger of this process to the owner, instead of handling them."""
-    forward = _Forward(channel)
-    for logger in (logging.root, *_loggers().values()):
-        stops_here = logger is logging.root or not logger.propagate
-        logger.handlers = [forward] if stops_here else []
+class Forward(logging.Handler):
+    """Sends the records of all loggers of this process to the owner, once it has a channel."""
 
-
-class _Forward(logging.Handler):
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._channel = channel
+        self.channel: Channel | None = None
         self._own = logging.StreamHandler(sys.stderr)
 
+    def take_over(self) -> None:
+        """Stand in the place of all handlers."""
+        for logger in (logging.root, *_loggers().values()):
+            stops_here = logger is logging.root or not logger.propagate
+            handlers: list[logging.Handler] = [self] if stops_here else []
+            if logger.handlers != handlers:  # what is not written stays shared with the owner
+                logger.handlers = handlers
+
     def emit(self, record: logging.LogRecord) -> None:
-        if not (self._channel.mine and self._channel.whole):
+        """Send a record; where there is no pipe any more, show it here."""
+        channel = self.channel
+        if channel is None or not (channel.mine and channel.whole):
             self._own.handle(record)
             return
         try:
-            self._channel.send(_attributes(record))
+            channel.send(_attributes(record))
         except Exception:
             self.handleError(record)
 

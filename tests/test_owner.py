@@ -76,7 +76,7 @@ def test_a_process_whose_birth_is_hidden_is_left_to_its_lease(monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    monkeypatch.setattr(owner.Path, "read_text", refuse)
+    monkeypatch.setattr(owner, "stat_of", refuse)
     assert owner.is_running(hidden) is None
 
 
@@ -266,14 +266,14 @@ def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, tmp_pa
 def test_a_process_that_ends_while_it_is_looked_at_has_ended(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         other = owner.process_of(process.pid)
-        read = owner.Path.read_text
+        stat_of = owner.stat_of
 
-        def late(path, **arguments):
+        def late(pid):
             process.kill()
             process.wait()
-            return read(path, **arguments)
+            return stat_of(pid)
 
-        monkeypatch.setattr(owner.Path, "read_text", late)
+        monkeypatch.setattr(owner, "stat_of", late)
         assert owner.is_running(other) is False
 
 

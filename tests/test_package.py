@@ -29,6 +29,8 @@ FLOORS = [
     "signals",
     "keeper",
     "task",
+    "worker",
+    "zygote",
     "launch",
     "logs",
     "loop",

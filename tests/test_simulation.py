@@ -143,6 +143,15 @@ class World:
     def hurry(self):
         return []
 
+    def renew(self):
+        """Do nothing: nothing is forked here."""
+
+    def stock(self, wanted):
+        """Do nothing, as `renew`."""
+
+    def finish(self):
+        """Do nothing, as `renew`."""
+
     def abandon(self):
         self.running.clear()
 
