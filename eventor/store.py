@@ -290,8 +290,10 @@ class Ledger:
         self._claim = claim
         self._lineage = lineage
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
-        self._keeper: dict[str, Any] = {"keeper_pid": None, "keeper_began": None}
+        self._of_here = {"of_run_id": run_id, "of_recovery": recovery}
+        self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
         self._definition: str | None = None
+        self._undefined: str | None = None
 
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
@@ -359,16 +361,10 @@ class Ledger:
             written = connection.scalar(query)
             return None if written is None else json.loads(written)
 
-    def define(self, definition: Mapping[str, Any], now: datetime) -> None:
-        """Record the flow's definition, if it is not what was recorded last; see `record`."""
+    def define(self, definition: Mapping[str, Any]) -> None:
+        """Take note of the flow's definition for the next `record`, if it is not recorded yet."""
         written = json.dumps(definition, ensure_ascii=False)
-        if written == self._definition:
-            return
-        with self._store.writing("record the definition") as connection:
-            self._renew(connection, now)
-            connection.execute(delete(schema.definition).where(*self._mine(schema.definition)))
-            connection.execute(insert(schema.definition), self._here | {"definition": written})
-        self._definition = written
+        self._undefined = None if written == self._definition else written
 
     def kept_by(self, keeper: int | None) -> bool:
         """Take note of the process that ends the steps if this one dies, for the next `record`.
@@ -376,10 +372,10 @@ class Ledger:
         Returns:
             Whether it is another than before.
         """
-        if keeper is None or keeper == self._keeper["keeper_pid"]:
+        if keeper is None or keeper == self._keeper["new_keeper_pid"]:
             return False
         began = owner.process_of(keeper).began
-        self._keeper = {"keeper_pid": keeper, "keeper_began": began}
+        self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
         return True
 
     def record(self, changes: Iterable[Change], now: datetime) -> None:
@@ -391,10 +387,14 @@ class Ledger:
         """
         with self._store.writing("record what happened") as connection:
             self._renew(connection, now)
+            if self._undefined is not None:
+                self._define(connection, self._undefined)
             batch = _Batch(connection, self._here, now)
             for change in changes:
                 batch.add(change)
             batch.write()
+        if self._undefined is not None:
+            self._definition, self._undefined = self._undefined, None
 
     def tasks(
         self,
@@ -447,10 +447,14 @@ class Ledger:
         finally:
             owner.disclaim(self._claim)
 
+    def _define(self, connection: Connection, written: str) -> None:
+        connection.execute(delete(schema.definition).where(*self._mine(schema.definition)))
+        connection.execute(insert(schema.definition), self._here | {"definition": written})
+
     def _renew(self, connection: Connection, now: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
         texts = _texts(connection.dialect)
-        row = _of(self._here) | _changed(self._keeper | {"heartbeat_at": texts.time(now)})
+        row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(now)}
         if connection.exec_driver_sql(texts.renew, row).rowcount:
             return
         query = (
@@ -475,6 +479,8 @@ class Ledger:
 _WHICH = ("run_id", "recovery", "step", "sequence", "sequence_type")
 
 _RENEWED = ("heartbeat_at", "keeper_pid", "keeper_began")
+
+_ACTIVE = TaskStatus.active.value
 
 _CHANGES_AT_ONCE = 1_000
 """How many changes are gathered before they are written, so that memory does not grow with them."""
@@ -528,7 +534,6 @@ class _Batch:
         self._connection = connection
         self._texts = _texts(connection.dialect)
         self._here = here
-        self._of = _of(here)
         self._now = self._texts.time(now)
         self._count = 0
         self._events: list[dict[str, Any]] = []
@@ -556,23 +561,26 @@ class _Batch:
             self._create(change.task, change.cause, TaskStatus.success, StepReplay.skip.value)
             self._created[change.task] |= {"ended_at": self._now, "result_id": change.result}
         elif isinstance(change, TaskActive):
-            values = {"status": TaskStatus.active.value, "started_at": self._now, "attempt": 1}
-            if change.task in self._created:
-                self._created[change.task] |= values
+            created = self._created.get(change.task)
+            if created is not None:
+                created.update(status=_ACTIVE, started_at=self._now, attempt=1)
             else:
-                self._started.append(self._which(change.task) | _changed(values))
+                row = self._which(change.task)
+                row.update(new_status=_ACTIVE, new_started_at=self._now, new_attempt=1)
+                self._started.append(row)
         elif isinstance(change, TaskLaunched):
             self._pids[change.task] = change.pid
         else:
-            values = {
-                "status": change.outcome.status.value,
-                "ended_at": self._now,
-                "result_id": self._keep(change.outcome.stored),
-                "error": change.outcome.error,
-                "traceback": change.outcome.traceback,
-                "pid": self._pids.pop(change.task, None),
-            }
-            self._ended.append(self._which(change.task) | _changed(values))
+            row = self._which(change.task)
+            row.update(
+                new_status=change.outcome.status.value,
+                new_ended_at=self._now,
+                new_result_id=self._keep(change.outcome.stored),
+                new_error=change.outcome.error,
+                new_traceback=change.outcome.traceback,
+                new_pid=self._pids.pop(change.task, None),
+            )
+            self._ended.append(row)
         self._count += 1
         if self._count >= _CHANGES_AT_ONCE:
             self.write()
@@ -620,7 +628,8 @@ class _Batch:
 
     def _which(self, task: TaskKey) -> dict[str, Any]:
         return {
-            **self._of,
+            "of_run_id": self._here["run_id"],
+            "of_recovery": self._here["recovery"],
             "of_step": task.step,
             "of_sequence": str(task.sequence),
             "of_sequence_type": type(task.sequence).__name__,
@@ -628,14 +637,6 @@ class _Batch:
 
 
 _Row = Any  # SQLAlchemy 2.0 and 2.1 type their rows in different ways
-
-
-def _of(here: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"of_{name}": value for name, value in here.items()}
-
-
-def _changed(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"new_{name}": value for name, value in values.items()}
 
 
 def _update_task(*names: str) -> Update:
