@@ -9,13 +9,21 @@ import re
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import drift
 from eventor.config import read_config, read_level, read_word, unknown
-from eventor.errors import ConfigError, DefinitionError, RecoveryError, StoreError, UsageError
+from eventor.errors import (
+    ConfigError,
+    DefinitionError,
+    RecoveryError,
+    StoreError,
+    TriggerError,
+    UsageError,
+)
 from eventor.flow import Event, Flow, Step, read_sequence
 from eventor.launch import Launcher, most_at_once
 from eventor.logs import Journal, file_name
@@ -40,7 +48,7 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -49,6 +57,8 @@ if TYPE_CHECKING:
 
 
 _KEEPER_SECONDS = 10.0
+
+_CALL = Cause(CauseKind.call)
 
 
 class Eventor:
@@ -238,11 +248,38 @@ class Eventor:
         """
         self._check_usable()
         self._check_whole()
-        self._flow.own_event(event, "the event to trigger")
+        name = self._flow.own_event(event, "the event to trigger").name
         chosen = self._next_sequence() if sequence is None else read_sequence(sequence)
-        if isinstance(chosen, int):
-            self._used.add(chosen)
-        self._inbox.put(Trigger(event.name, chosen, Cause(CauseKind.call)))
+        self._put_triggers(name, [chosen])
+        return chosen
+
+    def trigger_events(self, event: Event, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Raise an event in many sequences at once, as many calls of `trigger_event` would.
+
+        They are recorded in one transaction: before this returns, or while `ev()` runs, at its next
+        pass.
+
+        Args:
+            event: the event.
+            sequences: as in `trigger_event`, each an int or a str.
+
+        Returns:
+            The sequences.
+
+        Raises:
+            DefinitionError: it is no event of this Eventor.
+            TriggerError: one of the sequences is neither an int nor a str; none is triggered.
+            StoreError: they could not be recorded.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._check_whole()
+        name = self._flow.own_event(event, "the event to trigger").name
+        if isinstance(sequences, str) or not isinstance(sequences, Iterable):
+            raise TriggerError(f"the sequences are {sequences!r}; expected an iterable of them")
+        chosen = [read_sequence(sequence) for sequence in sequences]
+        self._put_triggers(name, chosen)
+        self._record_triggers()
         return chosen
 
     def __call__(self) -> bool:
@@ -409,8 +446,8 @@ class Eventor:
             self._resume_run()
         self._raise_again()
         try:
+            self._ledger.define(self._flow.definition())
             self._note_triggers()
-            self._ledger.define(self._flow.definition(), _now())
             self._plan.resume()
             whole = Loop(
                 self._flow,
@@ -508,6 +545,10 @@ class Eventor:
     def _is_refused(self) -> bool:
         """Whether `ev()` would refuse the flow; its triggers are then not recorded."""
         return self._config.strict_recovery and not self._resumed and bool(self._look_back()[1])
+
+    def _put_triggers(self, event: str, sequences: list[Sequence]) -> None:
+        self._used.update(sequence for sequence in sequences if isinstance(sequence, int))
+        self._inbox.put(*(Trigger(event, sequence, _CALL) for sequence in sequences))
 
     def _next_sequence(self) -> int:
         while self._next in self._used:

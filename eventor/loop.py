@@ -73,9 +73,9 @@ class Inbox:
         """The signal that has asked for an end at once, if one has: the second."""
         return signal.Signals(self._signals[1]).name if len(self._signals) > 1 else None
 
-    def put(self, trigger: Trigger) -> None:
-        """Add a trigger, and wake the loop."""
-        self._triggers.append(trigger)
+    def put(self, *triggers: Trigger) -> None:
+        """Add triggers, and wake the loop."""
+        self._triggers.extend(triggers)
         self._ring()
 
     def stop(self) -> None:

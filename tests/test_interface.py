@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import re
 import sqlite3
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 import eventor as evr
 from eventor.config import Config
-from tests.conftest import statuses, wait_until
+from tests.conftest import sql, statuses, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -343,3 +344,56 @@ def test_an_url_and_a_path_name_the_same_store(make, tmp_path):
     make(store=str(tmp_path / "x.db")).close()
     assert make(store=f"sqlite:///{tmp_path}/x.db").run_id == 2
     assert make(store="sqlite://").run_id == 1
+
+
+def test_many_sequences_are_triggered_in_one_transaction(make, tmp_path):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", func=int))
+    assert ev.trigger_event(go, 2) == 2
+    assert ev.trigger_events(go, (number for number in (1, 2, "1", 5))) == [1, 2, "1", 5]
+    # They are recorded, and what was triggered before them.
+    recorded = sql(tmp_path / "flow.db", "SELECT sequence FROM eventor_event ORDER BY event_id")
+    assert recorded == [("2",), ("1",), ("1",), ("5",)]
+    assert ev.trigger_event(go) == 3
+    assert ev.trigger_events(go, []) == []
+    assert ev() is True
+    assert {task.sequence for task in ev.tasks()} == {1, 2, 3, "1", 5}
+
+
+def test_sequences_of_which_one_is_wrong_trigger_nothing(make):
+    ev = make()
+    go = ev.add_event("go")
+    for wrong, told in (
+        ([1, 2.5], "the sequence is 2.5"),
+        ([1, None], "the sequence is None"),
+        ("12", "the sequences are '12'; expected an iterable"),
+        (3, "the sequences are 3; expected an iterable"),
+    ):
+        with pytest.raises(evr.TriggerError, match=told):
+            ev.trigger_events(go, wrong)
+    with pytest.raises(evr.DefinitionError, match="the event to trigger"):
+        ev.trigger_events("go", [1])
+    assert ev.events() == []
+    assert ev.trigger_event(go) == 1
+
+
+def test_many_sequences_are_triggered_while_a_flow_runs(make, tmp_path):
+    ev = make(config={"max_concurrent": 2})
+    go, more = ev.add_event("go"), ev.add_event("more")
+    ev.add_assoc(go, ev.add_step("waits", func=lambda: wait_until((tmp_path / "told").exists)))
+    ev.add_assoc(more, ev.add_step("s", func=int))
+    ev.trigger_event(go)
+
+    def trigger():
+        query = "SELECT count(*) FROM eventor_task WHERE status = 'active'"
+        wait_until(lambda: sql(tmp_path / "flow.db", query) == [(1,)])
+        ev.trigger_events(more, range(20))
+        (tmp_path / "told").touch()
+
+    thread = threading.Thread(target=trigger)
+    thread.start()
+    with pytest.warns(RuntimeWarning, match="beside 1 other thread"):
+        assert ev() is True
+    thread.join()
+    assert len(ev.tasks("s", status="success")) == 20
