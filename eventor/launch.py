@@ -251,6 +251,8 @@ class Launcher:
             if not self._zygote.bear():
                 return
             self._hear_zygote(self._zygote)
+            if self._zygote.refused:
+                return
 
     def _hear_zygote(self, zygote: Zygote) -> None:
         born, ended = zygote.hear()

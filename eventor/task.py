@@ -238,7 +238,7 @@ def packed(order: Order) -> bytes:
     Raises:
         EventorError: something of a call cannot be pickled; the message names it.
     """
-    return bytes(ForkingPickler.dumps(order))
+    return bytes(ForkingPickler.dumps(order)) if isinstance(order, Call) else pickle.dumps(order)
 
 
 class Inlet:

@@ -115,6 +115,8 @@ class Zygote:
         self.lost = False
         self.asked = 0
         """How many processes were asked for, and are neither born nor refused yet."""
+        self.refused = False
+        """Whether it could not fork the last that it was asked for."""
         self._buffer = b""
         self._ends: deque[int] = deque()
         self._offspring: dict[int, Offspring] = {}
@@ -177,6 +179,7 @@ class Zygote:
                 ended.append(pid)
                 continue
             self.asked -= 1
+            self.refused = what == _UNBORN
             if what == _BORN:
                 offspring = self._offspring[pid] = Offspring(pid, self)
                 pipe = socket.socket(

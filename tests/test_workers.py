@@ -1,0 +1,383 @@
+"""Processes that are forked ahead, and processes that run many steps: what holds for one holds."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import eventor as evr
+from eventor import owner
+from tests.conftest import sql, statuses, wait_until
+
+SPAWN = multiprocessing.get_context("spawn").Process
+
+
+def line(ev, *funcs, **options):
+    """Let steps follow each other, whether they end well or not; return what begins the first."""
+    events = [ev.add_event(f"e{number}") for number in range(len(funcs) + 1)]
+    for number, func in enumerate(funcs):
+        triggers = {"at_complete": events[number + 1]}
+        ev.add_assoc(events[number], ev.add_step(f"s{number}", func, triggers=triggers, **options))
+    ev.trigger_event(events[0])
+    return events[0]
+
+
+def results(ev):
+    return [task.result for task in ev.tasks()]
+
+
+def pids(ev):
+    return [task.pid for task in ev.tasks()]
+
+
+def descendants(pid):
+    """Return the processes below one, zombies and who looks excepted."""
+    ps = ["ps", "-A", "-o", "pid=,ppid=,stat="]
+    with subprocess.Popen(ps, stdout=subprocess.PIPE, text=True) as looking:
+        rows = [row.split() for row in looking.stdout]
+    parents = {int(child): int(parent) for child, parent, stat in rows if stat[0] != "Z"}
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid, looking.pid}
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, None])
+def test_a_process_runs_as_many_steps_as_it_may(make, most):
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, *[os.getpid] * 7)
+    assert ev() is True
+    assert results(ev) == pids(ev)
+    assert len(set(pids(ev))) == -(-7 // (most or 7))
+    assert os.getpid() not in pids(ev)
+
+
+def test_each_step_has_a_process_of_its_own_by_default(make):
+    held = []
+    ev = make()
+    line(ev, *[lambda: held.append(1) or (len(held), os.getpid())] * 5)
+    assert ev() is True
+    assert [length for length, _ in results(ev)] == [1] * 5
+    assert len(set(pids(ev))) == 5
+
+
+@pytest.mark.parametrize("given", [0, -1, True, "2", 1.5])
+def test_max_tasks_per_child_is_a_number_or_none(make, given):
+    with pytest.raises(evr.ConfigError, match=r"max_tasks_per_child .*at least 1, or None"):
+        make(config={"max_tasks_per_child": given})
+
+
+def test_a_process_of_many_steps_holds_closures_and_keeps_what_they_did(make):
+    held = []
+    ev = make(config={"max_tasks_per_child": None})
+    line(ev, *[lambda number=number: held.append(number) or list(held) for number in range(3)])
+    assert ev() is True
+    assert results(ev) == [[0], [0, 1], [0, 1, 2]]
+    assert held == []
+
+
+def test_two_processes_serve_a_fan_out(make):
+    ev = make(config={"max_tasks_per_child": None, "max_concurrent": 2})
+    go = ev.add_event("go")
+    for number in range(40):
+        ev.add_assoc(go, ev.add_step(f"s{number}", func=pow, args=(number, 2)))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert sorted(results(ev)) == [number**2 for number in range(40)]
+    assert len(set(pids(ev))) == 2
+
+
+DEATHS = {
+    "exit": (lambda: os._exit(3), "exit code 3"),
+    "kill": (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed by SIGKILL"),
+    "term": (lambda: os.kill(os.getpid(), signal.SIGTERM), "killed by SIGTERM"),
+}
+
+
+@pytest.mark.parametrize("most", [1, None])
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_process_that_dies_takes_its_own_step_alone(make, most, death):
+    dies, told = DEATHS[death]
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, int, dies, int, dies, int)
+    assert ev() is True
+    ends = ["success", "failure", "success", "failure", "success"]
+    assert list(statuses(ev).values()) == ends
+    assert all(told in task.error for task in ev.tasks(status="failure"))
+
+
+def test_what_a_step_raises_or_exits_with_ends_that_step_alone(make):
+    ev = make(config={"max_tasks_per_child": None})
+    line(ev, int, lambda: 1 / 0, lambda: sys.exit(4), sys.exit, os.getpid)
+    assert ev() is True
+    assert [str(task.status) for task in ev.tasks()] == [
+        "success",
+        "failure",
+        "failure",
+        "success",
+        "success",
+    ]
+    assert [task.error for task in ev.tasks(status="failure")] == [
+        "ZeroDivisionError: division by zero",
+        "SystemExit: exit code 4",
+    ]
+    assert len(set(pids(ev))) == 1
+
+
+def test_a_process_that_dies_while_it_waits_is_replaced(make, tmp_path):
+    """Its death fails no step."""
+    ev = make(config={"max_tasks_per_child": None, "max_concurrent": 2})
+    go = ev.add_event("go")
+    then = ev.add_event("then")
+
+    def kill_other():
+        wait_until((tmp_path / "waits").exists)
+        other = int((tmp_path / "waits").read_text())
+        query = f"SELECT status FROM eventor_task WHERE pid = {other}"
+        wait_until(lambda: sql(tmp_path / "flow.db", query) == [("success",)])
+        os.kill(other, signal.SIGKILL)
+        wait_until(lambda: owner._start_of(other) is None)
+
+    def note():
+        (tmp_path / "now").write_text(str(os.getpid()))
+        (tmp_path / "now").rename(tmp_path / "waits")
+
+    ev.add_assoc(go, ev.add_step("dies", note))
+    ev.add_assoc(go, ev.add_step("kills", kill_other, triggers={"at_success": then}))
+    for number in range(3):
+        ev.add_assoc(then, ev.add_step(f"after {number}", time.sleep, args=(0.05,)))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert set(statuses(ev).values()) == {"success"}
+    assert len(set(pids(ev))) == 3
+
+
+def test_what_is_logged_by_every_step_reaches_the_owner(make, caplog):
+    log = logging.getLogger("mine")
+
+    def step(number):
+        log.warning("before %d", number)
+        logging.basicConfig(force=True)  # which takes the handlers away, in its process
+        log.handlers = [logging.NullHandler()]
+
+    ev = make(config={"max_tasks_per_child": None})
+    line(ev, *[lambda number=number: step(number) for number in range(3)])
+    assert ev() is True
+    assert [r.getMessage() for r in caplog.records if r.name == "mine"] == [
+        "before 0",
+        "before 1",
+        "before 2",
+    ]
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_a_record_names_the_process_by_its_task(make, caplog, most):
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, *[lambda: logging.getLogger("mine").warning("x")] * 3)
+    assert ev() is True
+    names = [r.processName for r in caplog.records if r.name == "mine"]
+    assert names == ["s0[1]", "s1[1]", "s2[1]"]
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_what_a_step_prints_is_shown_before_the_next_begins(script, most):
+    ran = script(f"""
+        import eventor as evr
+
+        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
+        with evr.Eventor(store=":memory:", config=config) as ev:
+            events = [ev.add_event(str(number)) for number in range(4)]
+            for number in range(3):
+                step = ev.add_step(
+                    f"s{{number}}", print, (number,), triggers={{"at_success": events[number + 1]}}
+                )
+                ev.add_assoc(events[number], step)
+            ev.trigger_event(events[0])
+            ev()
+    """)
+    assert (ran.stdout, ran.returncode) == ("0\n1\n2\n", 0)
+
+
+def test_a_process_of_many_steps_may_spawn(make):
+    ev = make(config={"max_tasks_per_child": None, "task_construct": SPAWN})
+    line(ev, os.getpid, os.getpid, threading.Lock, os.getpid)
+    ev.add_assoc(ev._flow.events["e3"], ev.add_step("unsendable", func=lambda: 1))
+    assert ev() is False
+    assert len(set(pids(ev)) - {None}) == 1
+    (unsendable,) = ev.tasks(status="failure")
+    assert unsendable.step == "unsendable"
+    assert "func of step 'unsendable'" in unsendable.error
+
+
+def test_threads_are_not_used_again(make):
+    ev = make(config={"max_tasks_per_child": None, "task_construct": threading.Thread})
+    line(ev, *[lambda: threading.current_thread().name] * 3)
+    assert ev() is True
+    assert results(ev) == ["s0[1]", "s1[1]", "s2[1]"]
+
+
+def test_no_process_is_left_when_a_flow_has_ended(make):
+    before = descendants(os.getpid())
+    for most in (1, 2, None):
+        ev = make(config={"max_tasks_per_child": most, "max_concurrent": 3})
+        line(ev, *[int] * 6)
+        assert ev() is True
+        assert descendants(os.getpid()) == before
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_a_step_knows_what_was_prepared_before_its_trigger(make, most):
+    """Also when a process was forked ahead for it, or has run other steps."""
+    ev = make(config={"max_tasks_per_child": most})
+    go, more = ev.add_event("go"), ev.add_event("more")
+    prepared = {}
+    ev.add_assoc(go, *(ev.add_step(f"s{number}", time.sleep, (0.02,)) for number in range(5)))
+    ev.add_assoc(more, ev.add_step("read", lambda: dict(prepared)))
+    say = ev._journal.say
+
+    def react(level, message, *details):
+        if message.startswith("Step completed s2"):
+            prepared["x"] = 1
+            if most is None:
+                ev.add_assoc(more, ev.add_step("defined late", lambda: dict(prepared)))
+            ev.trigger_event(more)
+        say(level, message, *details)
+
+    ev._journal.say = react
+    ev.trigger_event(go)
+    assert ev() is True
+    assert ev.tasks("read")[0].result == {"x": 1}
+    if most is None:
+        assert ev.tasks("defined late")[0].result == {"x": 1}
+
+
+@pytest.mark.parametrize("most", [1, 3, None])
+def test_a_step_is_its_own_session_and_group(make, most):
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, *[lambda: (os.getpid(), os.getsid(0), os.getpgrp())] * 4)
+    assert ev() is True
+    for pid, session, group in results(ev):
+        assert pid == session == group
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_the_signals_of_a_step_are_those_of_the_program(make, most):
+    def blocked():
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+    before = blocked()
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, *[lambda: (blocked(), signal.getsignal(signal.SIGINT))] * 3)
+    assert ev() is True
+    for found, handler in results(ev):
+        assert found == before
+        assert handler == signal.getsignal(signal.SIGINT)
+
+
+PROGRAM = """
+    import os, pathlib, signal, sys, time
+    import eventor as evr
+
+    most = None if sys.argv[1] == "None" else int(sys.argv[1])
+    config = {"logdir": ".", "max_tasks_per_child": most, "max_concurrent": 2}
+    with evr.Eventor(store="flow.db", config=config) as ev:
+        go, then = ev.add_event("go"), ev.add_event("then")
+        ev.add_assoc(go, ev.add_step("first", int, triggers={"at_success": then}))
+
+        def wait(number):
+            pathlib.Path(f"{number}.new").write_text(str(os.getpid()))
+            os.rename(f"{number}.new", f"{number}.pid")
+            signal.pause()
+
+        for number in range(2):
+            ev.add_assoc(then, ev.add_step(f"waits {number}", wait, (number,)))
+        ev.add_assoc(then, ev.add_step("never", int, triggers={"at_success": then}))
+        ev.trigger_event(go)
+        print(ev())
+"""
+
+
+@pytest.mark.parametrize("most", ["1", "None"])
+@pytest.mark.parametrize("how", ["kill", "twice"])
+def test_nothing_outlives_its_owner(start, tmp_path, most, how):
+    program = start(PROGRAM, most)
+    paths = [tmp_path / f"{number}.pid" for number in range(2)]
+    wait_until(lambda: all(path.exists() for path in paths))
+    below = descendants(program.pid)
+    assert {int(path.read_text()) for path in paths} <= below
+    if how == "kill":
+        program.kill()
+    else:
+        program.send_signal(signal.SIGINT)
+        wait_until(lambda: "Stopping" in (tmp_path / "program.debug.log").read_text())
+        program.send_signal(signal.SIGINT)
+    program.wait(30)
+    wait_until(lambda: not any(owner._start_of(pid) for pid in below))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_flow_goes_on_without_its_zygote(make, how):
+    """What it has forked is not ended; how that ends is then not known by its exit code."""
+
+    def end_parent():
+        parent = os.getppid()
+        if parent != program:
+            os.kill(parent, how)
+            if how == signal.SIGKILL:
+                wait_until(lambda: os.getppid() != parent)
+        return parent
+
+    def die():
+        end_parent()
+        os._exit(3)
+
+    program = os.getpid()
+    ev = make()
+    line(ev, int, end_parent, int, die, int)
+    assert ev() is True
+    assert results(ev)[1] != program
+    assert [str(task.status) for task in ev.tasks()] == [
+        "success",
+        "success",
+        "success",
+        "failure",
+        "success",
+    ]
+    assert "ended" in ev.tasks("s3")[0].error
+
+
+def test_a_step_that_leaves_a_child_with_all_it_holds_is_heard_of(make, tmp_path):
+    """A descendant holds the pipe and the sentinel of a step that died without a word."""
+
+    def leave():
+        if os.fork() == 0:
+            wait_until((tmp_path / "gone").exists)
+            os._exit(0)
+        os._exit(5)
+
+    ev = make()
+    line(ev, int, leave, (tmp_path / "gone").touch)
+    assert ev() is True
+    assert "exit code 5" in ev.tasks("s1")[0].error
+
+
+def test_a_construct_that_cannot_be_made_ahead_is_made_by_the_owner(make):
+    """What is wrong is told there."""
+
+    class Picky(multiprocessing.get_context("fork").Process):
+        def __init__(self, *, name, **arguments):
+            if name in ("spare", "s2[1]"):
+                raise TypeError(f"no process for {name}")
+            super().__init__(name=name, **arguments)
+
+    ev = make(config={"task_construct": Picky})
+    line(ev, int, int, int, int)
+    assert ev() is True
+    assert list(statuses(ev).values()) == ["success", "success", "failure", "success"]
+    assert ev.tasks("s2")[0].error == "it could not be started: TypeError: no process for s2[1]"
