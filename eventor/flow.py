@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -175,14 +175,17 @@ class Flow:
             raise DefinitionError(f"{what} is {value!r} of another Eventor")
         return value
 
-    def definition(self) -> dict[str, Any]:
-        """Return the whole flow as plain data, for the store: names and words, no objects."""
+    def definition(self) -> dict[str, Iterator[dict[str, Any]]]:
+        """Return the whole flow as plain data, for the store: names and words, no objects.
+
+        Each thing is made when it is asked for: together, they are larger than the flow itself.
+        """
         return {
-            "events": [
+            "events": (
                 {"name": event.name, "expr": None if event.expr is None else postfix(event.expr)}
                 for event in self.events.values()
-            ],
-            "steps": [
+            ),
+            "steps": (
                 {
                     "name": step.name,
                     "func": qualified_name(step.func),
@@ -196,15 +199,15 @@ class Flow:
                     "config": {"stop_on_exception": step.config.stop_on_exception},
                 }
                 for step in self.steps.values()
-            ],
-            "assocs": [
+            ),
+            "assocs": (
                 {
                     "event": event,
                     "events": [target.name for target in targets if isinstance(target, Event)],
                     "steps": [target.name for target in targets if isinstance(target, Step)],
                 }
                 for event, targets in self.associated.items()
-            ],
+            ),
         }
 
     def _own_expression(self, expr: ExprLike, event: str) -> Expr:

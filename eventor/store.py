@@ -6,6 +6,7 @@ recovery of one run is written down and read back.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -292,8 +293,8 @@ class Ledger:
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
         self._of_here = {"of_run_id": run_id, "of_recovery": recovery}
         self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
-        self._definition: str | None = None
-        self._undefined: str | None = None
+        self._defined = b""
+        self._undefined: tuple[str, bytes] | None = None
 
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
@@ -361,10 +362,13 @@ class Ledger:
             written = connection.scalar(query)
             return None if written is None else json.loads(written)
 
-    def define(self, definition: Mapping[str, Any]) -> None:
+    def define(self, definition: Mapping[str, Iterable[Any]]) -> None:
         """Take note of the flow's definition for the next `record`, if it is not recorded yet."""
-        written = json.dumps(definition, ensure_ascii=False)
-        self._undefined = None if written == self._definition else written
+        encode = json.JSONEncoder(ensure_ascii=False).encode
+        kinds = (f'"{kind}": [{", ".join(map(encode, all_))}]' for kind, all_ in definition.items())
+        written = f"{{{', '.join(kinds)}}}"
+        digest = hashlib.sha256(written.encode(errors="surrogatepass")).digest()
+        self._undefined = None if digest == self._defined else (written, digest)
 
     def kept_by(self, keeper: int | None) -> bool:
         """Take note of the process that ends the steps if this one dies, for the next `record`.
@@ -388,13 +392,13 @@ class Ledger:
         with self._store.writing("record what happened") as connection:
             self._renew(connection, now)
             if self._undefined is not None:
-                self._define(connection, self._undefined)
+                self._define(connection, self._undefined[0])
             batch = _Batch(connection, self._here, now)
             for change in changes:
                 batch.add(change)
             batch.write()
         if self._undefined is not None:
-            self._definition, self._undefined = self._undefined, None
+            self._defined, self._undefined = self._undefined[1], None
 
     def tasks(
         self,
