@@ -6,6 +6,7 @@ the machine for a while slows floors and flows alike; medians over the runs are 
 
 import argparse
 import collections
+import compileall
 import importlib.metadata
 import importlib.util
 import json
@@ -26,6 +27,8 @@ FORMATS = {"B": (",.0f", " B"), "cores": (".4f", " cores"), "ratio": (".2f", "")
 
 def main():
     given = read_arguments()
+    # As an installed package has it.
+    compileall.compile_dir(child.ROOT / "eventor", quiet=1)
     iterations = floors.iterations_of(PIECE_SECONDS)
     figures = [
         figure.sized(QUICK if given.quick else 1, iterations)

@@ -58,13 +58,17 @@ FIGURES = (
     *(
         Figure(
             "latency",
-            f"step to dependent, {title}, sleep_between_loops {sleep}",
-            f"latency {{n}} {sleep}: {title} s",
+            f"{after} to its dependent, {title}{told}",
+            f"latency {{n}} {milliseconds} {sleep}: {title} s",
             300,
             (FORK,),
             target,
         )
-        for sleep in (1, 0)
+        for after, milliseconds, sleep, told in (
+            ("step of 10 ms", 10, 1, ""),
+            ("step of 10 ms", 10, 0, ", sleep_between_loops 0"),
+            ("step of no time", 0, 1, ""),
+        )
         for title, target in (("median", 0.3), ("99th percentile", 1.5))
     ),
     Figure("idle", "CPU of the owner while a step sleeps", "idle: cores", target=0.005),

@@ -19,9 +19,11 @@ MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 WORKERS = {"fresh": {}, "warm": {"max_tasks_per_child": None}}
 
 
-def clock():
+def clock(milliseconds=0):
     """Be the function of a step that tells when it began and ended."""
     began = time.monotonic_ns()
+    if milliseconds:
+        time.sleep(milliseconds / 1e3)
     return began, time.monotonic_ns()
 
 
@@ -40,12 +42,12 @@ def run(ev, tasks):
     return seconds
 
 
-def add_chain(ev, size, func):
+def add_chain(ev, size, func, *args):
     """Define steps of which each is started by the success of the one before; trigger the first."""
     events = [ev.add_event(f"event {number}") for number in range(size + 1)]
     for number, (event, done) in enumerate(itertools.pairwise(events)):
         triggers = {evr.StepTriggers.at_success: done}
-        ev.add_assoc(event, ev.add_step(f"step {number}", func, triggers=triggers))
+        ev.add_assoc(event, ev.add_step(f"step {number}", func, args, triggers=triggers))
     ev.trigger_event(events[0])
 
 
@@ -108,10 +110,10 @@ def cpu(place, count, iterations):
         return {"s": run(ev, count)}
 
 
-def latency(place, size, sleep):
+def latency(place, size, milliseconds, sleep):
     """The time from the end of a step's function to the beginning of its dependent's."""
     with flow(place, sleep_between_loops=sleep) as ev:
-        add_chain(ev, size, clock)
+        add_chain(ev, size, clock, milliseconds)
         run(ev, size)
         results = [task.result for task in ev.tasks()]
     waits = [after[0] - before[1] for before, after in itertools.pairwise(results)]
