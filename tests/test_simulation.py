@@ -24,7 +24,7 @@ from eventor.plan import TaskEnded
 from eventor.types import Outcome, TaskStatus, failure
 from tests.test_rules import DEFAULT, cases, model
 
-FLOWS, QUICK_FLOWS = 1_600, 100
+FLOWS, QUICK_FLOWS = 1_200, 100
 SWEPT_FLOWS = 12
 POINTS = (4, 10, 30)
 LEASE = 2.5
