@@ -18,7 +18,6 @@ import os
 import resource
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
@@ -38,6 +37,7 @@ from eventor.worker import GRACE_SECONDS, Worker
 from eventor.zygote import Zygote
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Mapping
 
     from eventor.flow import Step
@@ -92,7 +92,7 @@ class Launcher:
         self._keeper: Keeper | None = None
         self._zygote: Zygote | None = None
         self._knows = 0
-        self._retired = False
+        self._retired = not _is_plain(construct)
         self._by_pid: dict[int, Worker] = {}
         self._most_spares = os.cpu_count() or 1
         self._abandoned = False
@@ -122,8 +122,10 @@ class Launcher:
                     # Else the first worker starts its server, which would let all signals through.
                     resource_tracker.ensure_running()
                 self._keeper = Keeper()
-            groups = [] if self._zygote is None else [self._zygote.pid]
-            return self._keeper.ensure([*groups, *(worker.pid for worker in self._workers)])
+            groups = [worker.pid for worker in self._workers]
+            if self._zygote is not None and not self._zygote.lost:
+                groups.append(self._zygote.pid)
+            return self._keeper.ensure(groups)
         except OSError as error:
             raise LaunchError(f"no process can be started to keep the steps: {error}") from error
 
@@ -147,7 +149,7 @@ class Launcher:
 
     def stock(self, wanted: int) -> None:
         """Have processes forked ahead for so many tasks that may start soon."""
-        if not self._forks or self._most != 1 or not wanted:
+        if not self._forks or self._most != 1 or self._retired or not wanted:
             return
         if self._zygote is None and self._keeper is not None:
             # Without one, the owner forks: it is not missed.
@@ -221,8 +223,11 @@ class Launcher:
         for worker in self._workers:
             if worker.is_process:
                 worker.end(signal.SIGKILL)
+                worker.inlet.close()
         if self._zygote is not None:
             self._zygote.close()
+            if self._keeper is not None:
+                self._keeper.forget(self._zygote.pid)
         if self._keeper is not None:
             self._keeper.close(kill=self._abandoned)
             self._keeper = None
@@ -251,8 +256,6 @@ class Launcher:
             if not self._zygote.bear():
                 return
             self._hear_zygote(self._zygote)
-            if self._zygote.refused:
-                return
 
     def _hear_zygote(self, zygote: Zygote) -> None:
         born, ended = zygote.hear()
@@ -262,17 +265,17 @@ class Launcher:
                 self._dismiss(worker)
         for pid in ended:
             self._ready.setdefault(self._by_pid.pop(pid), False)
+        if zygote.refused:
+            self._retired = True
         if zygote.lost:
             self._unregister(zygote.fileno())
 
     def _begin(self, key: TaskKey, call: task.Call) -> Worker:
         """Start a worker with its first task."""
         with contextlib.ExitStack() as opened:
-            mine, its = socket.socketpair()
+            mine, its = task.pipe()
             opened.callback(mine.close)
             opened.callback(its.close)
-            for end in (mine, its):
-                end.settimeout(None)  # whatever the program's default is
             job = task.Job(call, self._steps if self._forks else {}, self._most)
             # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
             with blocked(TAKEN) as before, unwarned():
@@ -328,6 +331,8 @@ class Launcher:
                 ends.append(TaskEnded(worker.key, message))
                 self._take_back(worker)
         if gone:
+            if worker.did is None and not worker.is_ending:
+                self._retired = True  # something ends what is forked ahead
             if (silent := worker.silent_end()) is not None and worker.key is not None:
                 ends.append(TaskEnded(worker.key, silent))
             self._release(worker)
@@ -375,6 +380,11 @@ class Launcher:
         while self.busy and (left := deadline - time.monotonic()) > 0:
             self.wait(None, min(left, _LOOK_SECONDS))
             self.collect()
+
+
+def _is_plain(construct: type[Any]) -> bool:
+    """Whether it does nothing of its own, which a program may expect to happen in the owner."""
+    return construct.__module__.partition(".")[0] == "multiprocessing"
 
 
 def _forks(construct: type[Any]) -> bool:

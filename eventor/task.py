@@ -164,10 +164,23 @@ class Origin:
     keeper: Connection | None
 
 
+def pipe() -> tuple[socket.socket, socket.socket]:
+    """Return the owner's and the worker's end of a pipe for both directions.
+
+    Raises:
+        OSError: there is no descriptor left.
+    """
+    ends = socket.socketpair()
+    for end in ends:
+        end.settimeout(None)  # whatever the program's default is
+    return ends
+
+
 class Channel:
     """The worker's end of its pipe; several threads may send."""
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(None)  # sent to another process, it is made anew there
         self._connection = connection
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -198,8 +211,6 @@ class Channel:
 
     def receive(self) -> Order:
         """Wait for the next order, which is to end if nobody is left to give another."""
-        if not self.whole:
-            return None
         size = _HEADER.unpack(self._read(_HEADER.size) or _HEADER.pack(0))[0]
         data = self._read(size)
         order: Order = pickle.loads(data) if data else None

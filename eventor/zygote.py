@@ -25,7 +25,6 @@ import signal
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,7 +46,7 @@ _RECORD = struct.Struct("=cii")
 _BORN = b"+"
 _ENDED = b"-"
 _UNBORN = b"!"
-_ENDS_AT_ONCE = 16
+_RECORDS_AT_ONCE = 400
 
 _LOOK_SECONDS = 1.0
 """How often all processes are looked at, should a descendant of one hold its sentinel open."""
@@ -95,6 +94,7 @@ class Offspring:
     def _signal(self, number: int) -> None:
         if self.exitcode is None:
             os.kill(self.pid, number)
+            self._zygote.wake()
 
 
 class Zygote:
@@ -116,14 +116,10 @@ class Zygote:
         self.asked = 0
         """How many processes were asked for, and are neither born nor refused yet."""
         self.refused = False
-        """Whether it could not fork the last that it was asked for."""
-        self._buffer = b""
-        self._ends: deque[int] = deque()
+        """Whether it could not fork what it was asked for, or that could not be taken over."""
         self._offspring: dict[int, Offspring] = {}
         owner = os.getpid()
-        self._control, its = socket.socketpair()
-        for end in (self._control, its):
-            end.settimeout(None)  # whatever the program's default is
+        self._control, its = task.pipe()
         try:
             with unwarned(), blocked(signal.valid_signals()) as before:
                 self.pid = os.fork()
@@ -150,55 +146,60 @@ class Zygote:
         """Wait until one that was asked for may be there; tell whether that came in time."""
         if not self.asked:
             self.ask(1)
-        return bool(select.select([self._control], [], [], _BIRTH_SECONDS)[0])
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        return bool(poll.poll(_BIRTH_SECONDS * 1000))
 
     def hear(self) -> tuple[list[Birth], list[int]]:
         """Return the processes that are new, and the pids of those that have ended."""
         try:
-            data, ends, _flags, _address = socket.recv_fds(
-                self._control, 1 << 12, _ENDS_AT_ONCE, socket.MSG_DONTWAIT
+            data, ends, flags, _address = socket.recv_fds(
+                self._control, _RECORD.size * _RECORDS_AT_ONCE, 1, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return [], []
         except OSError:
-            data, ends = b"", []
-        for end in ends:
-            os.set_inheritable(end, False)
-        self._ends.extend(ends)
+            data, ends, flags = b"", [], 0
         if not data:
             self.lost = True
             self.asked = 0
-        self._buffer += data
-        whole = len(self._buffer) - len(self._buffer) % _RECORD.size
-        records = list(_RECORD.iter_unpack(self._buffer[:whole]))
-        self._buffer = self._buffer[whole:]
         born, ended = [], []
-        for what, pid, code in records:
+        for what, pid, code in _RECORD.iter_unpack(data):
             if what == _ENDED:
-                self._offspring.pop(pid).exitcode = code
-                ended.append(pid)
+                if (offspring := self._offspring.pop(pid, None)) is not None:
+                    offspring.exitcode = code
+                    ended.append(pid)
                 continue
             self.asked -= 1
-            self.refused = what == _UNBORN
-            if what == _BORN:
-                offspring = self._offspring[pid] = Offspring(pid, self)
-                pipe = socket.socket(
-                    socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._ends.popleft()
-                )
-                pipe.settimeout(None)
-                born.append((offspring, pipe))
+            if what == _UNBORN or not ends or flags & socket.MSG_CTRUNC:
+                # Where no descriptor was left for its pipe, it finds that ended, and ends.
+                self.refused = True
+                continue
+            offspring = self._offspring[pid] = Offspring(pid, self)
+            end = ends.pop()
+            os.set_inheritable(end, False)
+            pipe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=end)
+            pipe.settimeout(None)
+            born.append((offspring, pipe))
         return born, ended
+
+    def wake(self) -> None:
+        """Let it go on, should something have stopped it: it alone learns how processes end."""
+        if not self.lost:
+            self._signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End it."""
+        if not self.lost:
+            self._signal(signal.SIGKILL)
         self.lost = True
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         self._control.close()
-        while self._ends:
-            os.close(self._ends.popleft())
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, number)
 
 
 def _live(control: socket.socket, begin: _Begin, pipe: Connection, owner: int) -> NoReturn:
@@ -221,6 +222,10 @@ class _Brood:
         self._control = control
         self._begin = begin
         self._forward = task.settle()
+        # If the program lets the system reap its children, this process has to learn of them still.
+        self._ignores_ends = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        if self._ignores_ends:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._processes: dict[int, Any] = {}
         self._closing: dict[int, float] = {}
         self._look_at = time.monotonic() + _LOOK_SECONDS
@@ -249,7 +254,7 @@ class _Brood:
         return _SOON_SECONDS if self._closing else _LOOK_SECONDS
 
     def _fork(self) -> None:
-        mine, its = socket.socketpair()
+        mine, its = task.pipe()
         with mine, its:
             try:
                 process = self._begin(functools.partial(self._leave, mine), its)
@@ -285,4 +290,6 @@ class _Brood:
         """Be a worker, and hold nothing by which the end of another would not be seen."""
         self._control.close()
         mine.close()
+        if self._ignores_ends:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         task.work(job, task.Channel(its), origin, self._forward)

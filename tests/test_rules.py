@@ -201,6 +201,10 @@ def test_what_is_raised_and_run_equals_the_naive_model(case):
     assert ended == {(f"s{step}", sequence): end for (step, sequence), end in tasks.items()}
     assert all(c.result == 7 for c in skipped)
     assert plan.idle
+    # Nothing is kept of an expression that has held.
+    assert not {(c.event, c.sequence) for c in changes if isinstance(c, EventRaised)} & {
+        *plan._progress
+    }
 
     created = [c.task for c in changes if isinstance(c, TaskReady)]
     started = [c.task for c in changes if isinstance(c, TaskActive)]

@@ -548,7 +548,7 @@ def test_a_step_for_which_no_pipe_is_left_is_a_failure(run_one, monkeypatch):
     def refuse(**_):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("eventor.launch.socket.socketpair", refuse)
+    monkeypatch.setattr("socket.socketpair", refuse)
     assert "could not be started: OSError: [Errno 24]" in run_one(int).error
 
 

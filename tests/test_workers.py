@@ -12,7 +12,7 @@ import time
 import pytest
 
 import eventor as evr
-from eventor import owner
+from eventor import owner, zygote
 from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -331,6 +331,7 @@ def test_a_flow_goes_on_without_its_zygote(make, how):
             os.kill(parent, how)
             if how == signal.SIGKILL:
                 wait_until(lambda: os.getppid() != parent)
+                time.sleep(1.2)  # while the owner looks at all that runs
         return parent
 
     def die():
@@ -367,17 +368,114 @@ def test_a_step_that_leaves_a_child_with_all_it_holds_is_heard_of(make, tmp_path
     assert "exit code 5" in ev.tasks("s1")[0].error
 
 
-def test_a_construct_that_cannot_be_made_ahead_is_made_by_the_owner(make):
-    """What is wrong is told there."""
+def test_where_nothing_can_be_forked_ahead_the_owner_forks(make, monkeypatch):
+    """And does not ask again and again."""
+    asked = []
+    ask = zygote.Zygote.ask
+    monkeypatch.setattr(zygote.Zygote, "ask", lambda self, n: asked.append(n) or ask(self, n))
 
-    class Picky(multiprocessing.get_context("fork").Process):
-        def __init__(self, *, name, **arguments):
-            if name in ("spare", "s2[1]"):
-                raise TypeError(f"no process for {name}")
-            super().__init__(name=name, **arguments)
+    def refuse(*_):
+        raise BlockingIOError("no more processes")
 
-    ev = make(config={"task_construct": Picky})
-    line(ev, int, int, int, int)
+    monkeypatch.setattr("eventor.launch.Launcher._begin_in_zygote", refuse)
+    ev = make()
+    line(ev, *[os.getppid] * 4)
     assert ev() is True
-    assert list(statuses(ev).values()) == ["success", "success", "failure", "success"]
-    assert ev.tasks("s2")[0].error == "it could not be started: TypeError: no process for s2[1]"
+    assert results(ev) == [os.getpid()] * 4
+    assert asked == [1]
+
+
+def test_what_is_killed_ahead_is_not_forked_again_and_again(make, monkeypatch):
+    asked = []
+    ask = zygote.Zygote.ask
+    monkeypatch.setattr(zygote.Zygote, "ask", lambda self, n: asked.append(n) or ask(self, n))
+    monkeypatch.setattr("eventor.task.Channel.receive", lambda _: os._exit(1))
+    ev = make()
+    line(ev, lambda: time.sleep(0.5), *[os.getppid] * 3)
+    assert ev() is True
+    assert results(ev)[1:] == [os.getpid()] * 3
+    assert asked == [1]
+
+
+def test_a_construct_of_the_program_is_used_by_the_owner_alone(make):
+    """What it does of its own, such as counting, is done where the program expects it."""
+    made = []
+
+    class Counted(multiprocessing.get_context("fork").Process):
+        def start(self):
+            super().start()
+            made.append(self.name)
+
+    ev = make(config={"task_construct": Counted})
+    line(ev, *[os.getppid] * 3)
+    assert ev() is True
+    assert results(ev) == [os.getpid()] * 3
+    assert made == ["s0[1]", "s1[1]", "s2[1]"]
+
+
+ODD = {
+    "ignores its children": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    "has many files open": (
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (2000, 2000));"
+        "held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]"
+    ),
+    "has a timeout for sockets": "socket.setdefaulttimeout(0.05)",
+}
+
+
+@pytest.mark.parametrize("most", [1, None])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_program_may_be_odd(script, odd, most):
+    ran = script(f"""
+        import os, resource, signal, socket, time
+        import eventor as evr
+
+        {ODD[odd]}
+
+        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
+        with evr.Eventor(store=":memory:", config=config) as ev:
+            handler = signal.getsignal(signal.SIGCHLD)
+            events = [ev.add_event(str(number)) for number in range(5)]
+            for number in range(4):
+                triggers = {{"at_success": events[number + 1]}}
+                step = ev.add_step(
+                    f"s{{number}}",
+                    lambda: time.sleep(0.1) or signal.getsignal(signal.SIGCHLD) == handler,
+                    triggers=triggers,
+                )
+                ev.add_assoc(events[number], step)
+            ev.trigger_event(events[0])
+            print(ev(), [task.result for task in ev.tasks()])
+    """)
+    assert ran.stdout == "True [True, True, True, True]\n", ran.stderr
+    assert "was ended" not in ran.stderr
+
+
+def test_a_zygote_that_was_stopped_holds_nothing_up_for_ever(make, monkeypatch):
+    monkeypatch.setattr("eventor.worker.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("eventor.zygote._BIRTH_SECONDS", 0.1)
+    program = os.getpid()
+
+    def stop():
+        if os.getppid() != program:
+            os.kill(os.getppid(), signal.SIGSTOP)
+
+    ev = make()
+    line(ev, int, stop, int, int)
+    assert ev() is True
+    assert set(statuses(ev).values()) == {"success"}
+
+
+def test_the_mask_and_the_handlers_of_loggers_are_as_before_for_each_step(make):
+    def spoil():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        logging.root.handlers.clear()
+
+    def look():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return signal.SIGUSR1 in blocked, len(logging.root.handlers)
+
+    ev = make(config={"max_tasks_per_child": None})
+    line(ev, spoil, look)
+    assert ev() is True
+    assert results(ev)[1] == (False, 1)
