@@ -275,7 +275,7 @@ class Eventor:
         self._check_usable()
         self._check_whole()
         name = self._flow.own_event(event, "the event to trigger").name
-        if isinstance(sequences, str) or not isinstance(sequences, Iterable):
+        if isinstance(sequences, str | bytes) or not isinstance(sequences, Iterable):
             raise TriggerError(f"the sequences are {sequences!r}; expected an iterable of them")
         chosen = [read_sequence(sequence) for sequence in sequences]
         self._put_triggers(name, chosen)

@@ -12,6 +12,7 @@ owner knew when that was forked, and needs only to be told a name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -100,7 +101,8 @@ class Launcher:
     @property
     def busy(self) -> bool:
         """Whether any of its workers has not ended yet, or is still to come."""
-        return bool(self._workers) or (self._zygote is not None and self._zygote.asked > 0)
+        coming = self._zygote is not None and self._zygote.asked > 0
+        return bool(self._workers) or (coming and not self._retired)
 
     def prepare(self) -> int | None:
         """Make sure that no process outlives this one; to be called before any is recorded.
@@ -254,6 +256,8 @@ class Launcher:
     def _await_spare(self) -> None:
         while not self._waiting and self._breeds and self._zygote is not None:
             if not self._zygote.bear():
+                self._retired = True
+                self._zygote.wake()
                 return
             self._hear_zygote(self._zygote)
 
@@ -279,12 +283,23 @@ class Launcher:
             job = task.Job(call, self._steps if self._forks else {}, self._most)
             # Blocked, so that a Ctrl-C finds the new process in its own group, or not at all.
             with blocked(TAKEN) as before, unwarned():
-                process = self._start(task.main, job, its, before, str(key))
+                target = functools.partial(self._leave, mine) if self._forks else task.main
+                process = self._start(target, job, its, before, str(key))
             opened.pop_all()
         worker = Worker(process, mine, self._most, len(self._steps), key)
         if worker.is_process:
             its.close()
         return self._add(worker)
+
+    def _leave(
+        self, mine: socket.socket, job: task.Job, its: socket.socket, origin: task.Origin
+    ) -> None:
+        """Be a worker, and hold nothing by which the end of the owner would not be seen."""
+        mine.close()
+        if self._most != 1:  # one that ends after its task waits for nothing
+            for worker in self._workers:
+                worker.inlet.close()
+        task.main(job, its, origin)
 
     def _begin_in_zygote(
         self, target: Callable[..., None], its: socket.socket, before: frozenset[int]

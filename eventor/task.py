@@ -364,7 +364,7 @@ def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
         if job.most == done:
             channel.send(outcome)
             return  # and the pipe stays open: what is logged while it ends still has a way
-        _flush()
+        flush()
         forward.take_over()  # again: the task may have changed it
         channel.send(outcome)
         call = _next_call(channel, job)
@@ -379,8 +379,8 @@ def _next_call(channel: Channel, job: Job) -> Call | None:
     return Call(name, sequence, step.func, step.args, step.kwargs)
 
 
-def _flush() -> None:
-    """Show what the task has printed, as the end of a process does."""
+def flush() -> None:
+    """Show what was printed, as the end of a process does."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -120,6 +120,7 @@ class Zygote:
         self._offspring: dict[int, Offspring] = {}
         owner = os.getpid()
         self._control, its = task.pipe()
+        task.flush()  # or what is not yet written would be written by both
         try:
             with unwarned(), blocked(signal.valid_signals()) as before:
                 self.pid = os.fork()

@@ -368,6 +368,7 @@ def test_sequences_of_which_one_is_wrong_trigger_nothing(make):
         ([1, 2.5], "the sequence is 2.5"),
         ([1, None], "the sequence is None"),
         ("12", "the sequences are '12'; expected an iterable"),
+        (b"12", "the sequences are b'12'; expected an iterable"),
         (3, "the sequences are 3; expected an iterable"),
     ):
         with pytest.raises(evr.TriggerError, match=told):

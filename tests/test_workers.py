@@ -1,5 +1,6 @@
 """Processes that are forked ahead, and processes that run many steps: what holds for one holds."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 import eventor as evr
 from eventor import owner, zygote
 from tests.conftest import sql, statuses, wait_until
+from tests.test_steps import pipes
 
 SPAWN = multiprocessing.get_context("spawn").Process
 
@@ -479,3 +481,82 @@ def test_the_mask_and_the_handlers_of_loggers_are_as_before_for_each_step(make):
     line(ev, spoil, look)
     assert ev() is True
     assert results(ev)[1] == (False, 1)
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_what_the_program_has_printed_is_shown_once(script, most):
+    """Also where it waits in a buffer while processes are forked."""
+    ran = script(
+        f"""
+        import logging, sys, time
+        import eventor as evr
+
+        class Print(logging.Handler):
+            def emit(self, record):
+                sys.stdout.write(record.getMessage() + "\\n")
+
+        logging.getLogger("eventor").addHandler(Print())
+        logging.getLogger("eventor").setLevel(logging.INFO)
+        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
+        with evr.Eventor(store=":memory:", config=config) as ev:
+            events = [ev.add_event(str(number)) for number in range(5)]
+            for number in range(4):
+                triggers = {{"at_success": events[number + 1]}}
+                step = ev.add_step(f"s{{number}}", time.sleep, (0.05,), triggers=triggers)
+                ev.add_assoc(events[number], step)
+            ev.trigger_event(events[0])
+            ev()
+        """,
+        PYTHONUNBUFFERED="",
+    )
+    lines = ran.stdout.splitlines()
+    assert len(lines) == len(set(lines)) == 2 + 2 * 4, ran.stdout
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_a_step_that_writes_to_all_it_holds_but_its_own_pipe_harms_nobody(make, most):
+    held = set(pipes())
+
+    def spoil():
+        own = sys._getframe(2).f_locals["channel"]._connection.fileno()
+        for inode, descriptors in pipes().items():
+            for descriptor in descriptors if inode not in held else ():
+                if descriptor != own:
+                    with contextlib.suppress(OSError):
+                        os.write(descriptor, b"\x7f" * 12)
+
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, spoil, int, spoil, int)
+    assert ev() is True
+    assert set(statuses(ev).values()) == {"success"}
+
+
+def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, tmp_path):
+    """They wait at their pipes, of which nobody else may hold the owner's end."""
+    program = start("""
+        import os, pathlib, time
+        import eventor as evr
+
+        def note(number):
+            time.sleep(0.1)
+            pathlib.Path(f"{number}.new").write_text(str(os.getpid()))
+            os.rename(f"{number}.new", f"{number}.pid")
+
+        config = {"logdir": ".", "max_tasks_per_child": None, "max_concurrent": 3}
+        with evr.Eventor(store="flow.db", config=config) as ev:
+            go = ev.add_event("go")
+            for number in range(2):
+                ev.add_assoc(go, ev.add_step(f"notes {number}", note, (number,)))
+            ev.add_assoc(go, ev.add_step("ends late", time.sleep, (3,)))
+            ev.trigger_event(go)
+            ev()
+    """)
+    query = "SELECT pid FROM eventor_task WHERE status = 'success'"
+    path = tmp_path / "flow.db"
+    wait_until(lambda: path.exists() and len(sql(path, query)) == 2)
+    idle = [pid for (pid,) in sql(path, query)]
+    ((keeper,),) = sql(path, "SELECT keeper_pid FROM eventor_recovery")
+    os.kill(program.pid, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    program.kill()
+    wait_until(lambda: not any(owner._start_of(pid) for pid in idle))
