@@ -295,7 +295,7 @@ _POLICY_KEYS: Mapping[str, tuple[TaskStatus, ...]] = {
 }
 
 
-def _recovery(given: Mapping[Any, StepReplay], step: str) -> dict[TaskStatus, StepReplay]:
+def _recovery(given: Mapping[Any, StepReplay], step: str) -> Mapping[TaskStatus, StepReplay]:
     """Return the whole policy of a step; a key for one status outweighs *complete*."""
     if not isinstance(given, Mapping):
         raise DefinitionError(
@@ -314,6 +314,8 @@ def _recovery(given: Mapping[Any, StepReplay], step: str) -> dict[TaskStatus, St
                 f"{key} in recovery of step {step!r} is {replay!r}; "
                 "expected StepReplay.rerun or StepReplay.skip"
             )
+    if not given:
+        return DEFAULT_RECOVERY
     policy = dict(DEFAULT_RECOVERY)
     for key, replay in sorted(given.items(), key=lambda item: -len(_POLICY_KEYS[item[0]])):
         policy.update(dict.fromkeys(_POLICY_KEYS[key], StepReplay(replay)))
