@@ -39,7 +39,7 @@ from eventor.zygote import Zygote
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from eventor.flow import Step
 
@@ -124,12 +124,15 @@ class Launcher:
                     # Else the first worker starts its server, which would let all signals through.
                     resource_tracker.ensure_running()
                 self._keeper = Keeper()
-            groups = [worker.pid for worker in self._workers]
-            if self._zygote is not None and not self._zygote.lost:
-                groups.append(self._zygote.pid)
-            return self._keeper.ensure(groups)
+            return self._keeper.ensure(self._groups())
         except OSError as error:
             raise LaunchError(f"no process can be started to keep the steps: {error}") from error
+
+    def _groups(self) -> Iterator[int]:
+        """Yield the groups that a keeper has to know."""
+        yield from (worker.pid for worker in self._workers)
+        if self._zygote is not None and not self._zygote.lost:
+            yield self._zygote.pid
 
     @property
     def _breeds(self) -> bool:

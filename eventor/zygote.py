@@ -255,14 +255,17 @@ class _Brood:
         return _SOON_SECONDS if self._closing else _LOOK_SECONDS
 
     def _fork(self) -> None:
-        mine, its = task.pipe()
-        with mine, its:
-            try:
+        try:
+            mine, its = task.pipe()
+            with its, contextlib.ExitStack() as unborn:
+                unborn.callback(mine.close)
                 process = self._begin(functools.partial(self._leave, mine), its)
-            except Exception:
-                # The owner then begins it by itself, and tells what is wrong.
-                self._control.sendall(_RECORD.pack(_UNBORN, 0, 0))
-                return
+                unborn.pop_all()
+        except Exception:
+            # The owner then begins it by itself, and tells what is wrong.
+            self._control.sendall(_RECORD.pack(_UNBORN, 0, 0))
+            return
+        with mine:
             self._processes[process.pid] = process
             self._selector.register(process.sentinel, selectors.EVENT_READ, process.pid)
             record = _RECORD.pack(_BORN, process.pid, 0)
