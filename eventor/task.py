@@ -331,6 +331,7 @@ def main(job: Job, connection: socket.socket, origin: Origin) -> None:
             origin.levels.set()
         work(job, channel, origin, forward)
     elif job.first is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
         channel.send(run(job.first))
         channel.close()
 

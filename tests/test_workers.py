@@ -268,18 +268,26 @@ def test_a_step_is_its_own_session_and_group(make, most):
         assert pid == session == group
 
 
-@pytest.mark.parametrize("most", [1, None])
-def test_the_signals_of_a_step_are_those_of_the_program(make, most):
-    def blocked():
-        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-
-    before = blocked()
-    ev = make(config={"max_tasks_per_child": most})
-    line(ev, *[lambda: (blocked(), signal.getsignal(signal.SIGINT))] * 3)
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"max_tasks_per_child": None}, {"task_construct": threading.Thread}],
+    ids=["fresh", "many", "threads"],
+)
+def test_the_mask_of_a_step_is_that_of_the_program(make, config):
+    """What it starts inherits it: a blocked SIGTERM would keep that from being ended."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ev = make(config=config)
+    line(ev, *[lambda: set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))] * 3)
     assert ev() is True
-    for found, handler in results(ev):
-        assert found == before
-        assert handler == signal.getsignal(signal.SIGINT)
+    assert results(ev) == [before] * 3
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_the_handlers_of_a_step_are_those_of_the_program(make, most):
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, *[lambda: signal.getsignal(signal.SIGINT)] * 3)
+    assert ev() is True
+    assert results(ev) == [signal.getsignal(signal.SIGINT)] * 3
 
 
 PROGRAM = """
