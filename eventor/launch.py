@@ -159,8 +159,8 @@ class Launcher:
         if self._zygote is None and self._keeper is not None:
             # Without one, the owner forks: it is not missed.
             with contextlib.suppress(OSError):
-                self._zygote = Zygote(self._begin_in_zygote, self._keeper.pipe)
                 self._knows = len(self._steps)
+                self._zygote = Zygote(self._begin_in_zygote, self._keeper.pipe)
                 self._selector.register(self._zygote, selectors.EVENT_READ, self._zygote)
         if self._zygote is not None and self._breeds:
             missing = min(wanted, self._most_spares) - len(self._waiting) - self._zygote.asked
@@ -279,6 +279,7 @@ class Launcher:
 
     def _begin(self, key: TaskKey, call: task.Call) -> Worker:
         """Start a worker with its first task."""
+        knows = len(self._steps)
         with contextlib.ExitStack() as opened:
             mine, its = task.pipe()
             opened.callback(mine.close)
@@ -289,7 +290,7 @@ class Launcher:
                 target = functools.partial(self._leave, mine) if self._forks else task.main
                 process = self._start(target, job, its, before, str(key))
             opened.pop_all()
-        worker = Worker(process, mine, self._most, len(self._steps), key)
+        worker = Worker(process, mine, self._most, knows, key)
         if worker.is_process:
             its.close()
         return self._add(worker)
@@ -354,6 +355,8 @@ class Launcher:
             if (silent := worker.silent_end()) is not None and worker.key is not None:
                 ends.append(TaskEnded(worker.key, silent))
             self._release(worker)
+        elif worker.inlet.garbled and self._most != 1 and worker.is_process:
+            worker.end(signal.SIGKILL)  # it would wait for its next task, unheard
         return ends
 
     def _take_back(self, worker: Worker) -> None:

@@ -233,9 +233,15 @@ class Store:
     def _transaction(self, *, writing: bool) -> Iterator[Connection]:
         if self._connection is None:
             self._connection = self._engine.connect()
-        self._connection.execution_options(**{sqlite.WRITING: writing})
-        with self._connection.begin():
-            yield self._connection
+        try:
+            self._connection.execution_options(**{sqlite.WRITING: writing})
+            with self._connection.begin():
+                yield self._connection
+        except BaseException:
+            # One whose commit has failed may be in its transaction still.
+            failed, self._connection = self._connection, None
+            failed.close()
+            raise
 
     @staticmethod
     @contextmanager

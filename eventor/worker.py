@@ -98,12 +98,10 @@ class Worker:
     def hear(self) -> tuple[list[task.Message], bool]:
         """Return what has come in, and whether nothing more will come."""
         # In this order: what a worker has sent before it was seen dead is then read for sure.
-        dead = not self._process.is_alive()
+        dead = not self._process.is_alive() or self._is_reaped()
         messages = self.inlet.read()
         if any(isinstance(message, Outcome) for message in messages):
             self._count_task()
-        elif not messages:
-            dead = dead or self._is_reaped()
         return messages, dead or (self.inlet.ended and not self.is_process)
 
     def is_deaf(self) -> bool:

@@ -330,3 +330,18 @@ def test_a_connection_that_cannot_be_settled_is_closed(tmp_path, monkeypatch):
         evr.Eventor(store=tmp_path / "flow.db")
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         made[0].cursor()
+
+
+def test_a_commit_that_fails_leaves_nothing_open(make, tmp_path):
+    ev = make()
+    ev.trigger_event(ev.add_event("go"))
+
+    def refuse(_connection):
+        raise sqlite3.OperationalError("no luck")
+
+    event.listen(ev._store._engine, "commit", refuse)
+    with pytest.raises(evr.StoreError, match="no luck"):
+        ev()
+    event.remove(ev._store._engine, "commit", refuse)
+    ev.close()
+    assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]

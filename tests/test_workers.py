@@ -568,3 +568,16 @@ def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, t
     os.kill(keeper, signal.SIGKILL)
     program.kill()
     wait_until(lambda: not any(owner._start_of(pid) for pid in idle))
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_a_step_that_spoils_its_own_pipe_fails_alone(make, most):
+    def spoil():
+        own = sys._getframe(2).f_locals["channel"]._connection.fileno()
+        os.write(own, b"\0" * 7 + b"\3abc")
+
+    ev = make(config={"max_tasks_per_child": most})
+    line(ev, int, spoil, int)
+    assert ev() is True
+    assert list(statuses(ev).values()) == ["success", "failure", "success"]
+    assert ev.tasks("s1")[0].error == "what came through its pipe was not sent by eventor"
