@@ -8,7 +8,8 @@
     Inlet   <- frames: log records, ---------  Channel
                then the Outcome
 
-All of this module runs in the worker, `Inlet` excepted; it knows nothing of events or of the store.
+The owner has `Inlet`, and what makes a pipe and an order; a zygote has `settle`. All else of this
+module runs in the worker; it knows nothing of events or of the store.
 """
 
 from __future__ import annotations
