@@ -19,6 +19,7 @@ from eventor.eventor import Eventor
 from eventor.expr import and_, or_
 from eventor.flow import Event, Step
 from eventor.types import (
+    Attempt,
     Cause,
     CauseKind,
     PlannedTask,
@@ -36,6 +37,7 @@ from eventor.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attempt",
     "Cause",
     "CauseKind",
     "ConfigError",

@@ -9,13 +9,19 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eventor.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eventor.queue import Needs
 
 _E = TypeVar("_E")
 
 _LONGEST_LEASE = 10_000_000
+
+LONGEST_DELAY = 1_000_000_000.0
+"""Seconds, some 30 years: what waits longer than that is a mistake."""
 
 
 def default_construct() -> type[Any]:
@@ -77,6 +83,65 @@ def _lease(value: object) -> float:
     return lease
 
 
+def read_delay(value: object) -> float:
+    """Return seconds to wait.
+
+    Raises:
+        ValueError: they are none, or too many; the message says what is expected.
+    """
+    if (delay := _seconds(value)) > LONGEST_DELAY:
+        raise ValueError(f"a number of seconds from 0 to {LONGEST_DELAY:,.0f}")
+    return delay
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("a whole number; the higher, the sooner")
+    return int(value)
+
+
+def _attempts(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError("a whole number, at least 1")
+    return int(value)
+
+
+def _factor(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            factor = float(value)
+            if math.isfinite(factor) and factor > 0:
+                return factor
+    raise ValueError("a finite number above 0")
+
+
+def _exceptions(value: object) -> tuple[type[BaseException], ...] | None:
+    if value is None:
+        return None
+    classes = tuple(value) if isinstance(value, tuple | list | set | frozenset) else (value,)
+    if not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
+        raise ValueError("an exception class, a tuple of them, or None for any failure")
+    return classes
+
+
+def _amounts(value: object) -> dict[str, int]:
+    if isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and name.strip()
+        and name.isprintable()
+        and isinstance(much, int)
+        and not isinstance(much, bool)
+        and much >= 0
+        for name, much in value.items()
+    ):
+        return {str.__str__(name): int(much) for name, much in value.items()}
+    raise ValueError("a mapping of names to whole numbers, not below 0, such as {'gpu': 2}")
+
+
+def _needs(value: object) -> Needs:
+    return tuple(sorted((name, much) for name, much in _amounts(value).items() if much))
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The config of an Eventor (interface: *Eventor Class Initiator*, config).
@@ -94,6 +159,7 @@ class Config:
             another host; on the same host, a recovery sees whether the owner lives. `ev()` is
             heard of three times in that time.
         strict_recovery: whether a recovery refuses to run a flow that is not what was recorded.
+        resources: how much there is of what steps ask for in their config, by name.
     """
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
@@ -105,13 +171,34 @@ class Config:
     sleep_between_loops: float = 1
     lease_seconds: float = 30
     strict_recovery: bool = False
+    resources: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class StepConfig:
-    """The config of a step (interface: `add_step`, config); None is the Eventor's value."""
+    """The config of a step (interface: `add_step`, config).
+
+    Attributes:
+        stop_on_exception: whether its unhandled failure keeps further steps from starting; None is
+            the Eventor's value.
+        max_attempts: how often a task is started, at most, until it ends well.
+        retry_delay: seconds between the end of a failed attempt and the next one.
+        retry_backoff: by what the delay is multiplied from one attempt to the next.
+        retry_jitter: seconds; up to so many are added to each delay, by chance.
+        retry_on: the exception classes upon which a task is tried again; None is any failure, the
+            death of its process included.
+        resources: how much a task needs of the Eventor's resources, while it is active.
+        priority: of the tasks that are ready, those of a higher one start first.
+    """
 
     stop_on_exception: bool | None = None
+    max_attempts: int = 1
+    retry_delay: float = 0.0
+    retry_backoff: float = 1.0
+    retry_jitter: float = 0.0
+    retry_on: tuple[type[BaseException], ...] | None = None
+    resources: Needs = ()
+    priority: int = 0
 
 
 _READERS: dict[str, Callable[[object], Any]] = {
@@ -124,6 +211,12 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "sleep_between_loops": _seconds,
     "lease_seconds": _lease,
     "strict_recovery": _flag,
+    "max_attempts": _attempts,
+    "retry_delay": read_delay,
+    "retry_backoff": _factor,
+    "retry_jitter": read_delay,
+    "retry_on": _exceptions,
+    "priority": _integer,
 }
 
 
@@ -133,17 +226,36 @@ def read_config(given: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown key or an unusable value, named.
     """
-    return Config(**_read(given, "Eventor's config", [known.name for known in fields(Config)]))
+    known = [key.name for key in fields(Config)]
+    return Config(**_read(given, "Eventor's config", known, resources=_amounts))
 
 
-def read_step_config(given: Mapping[str, Any], step: str) -> StepConfig:
+def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> StepConfig:
     """Return the config that a program gave to the step of that name.
+
+    Args:
+        given: the keys and values.
+        step: the step's name.
+        config: the Eventor's, with which it has to agree.
 
     Raises:
         ConfigError: an unknown key or an unusable value, named.
     """
     known = [key.name for key in fields(StepConfig)]
-    return StepConfig(**_read(given, f"the config of step {step!r}", known))
+    owner = f"the config of step {step!r}"
+    read = StepConfig(**_read(given, owner, known, resources=_needs))
+    for name, much in read.resources:
+        there = config.resources.get(name, 0)
+        if much > there:
+            raise ConfigError(
+                f"resources in {owner} asks for {much} of {name!r}; expected at most {there}, "
+                f"of which the resources in Eventor's config tell ({_listed(config.resources)})"
+            )
+    return read
+
+
+def _listed(amounts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {much}" for name, much in amounts.items()) or "there are none"
 
 
 def read_level(given: object) -> int:
@@ -158,6 +270,17 @@ def read_level(given: object) -> int:
     if level is None:
         raise ConfigError(f"logging_level is {given!r}; expected a level such as logging.INFO")
     return level
+
+
+def read_max_loops(given: object) -> int | None:
+    """Return how many passes may launch something; None is no limit.
+
+    Raises:
+        ConfigError: it is neither that nor a number above 0.
+    """
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
+        return given
+    raise ConfigError(f"max_loops is {given!r}; expected a whole number above 0, or None")
 
 
 def read_word(kind: type[_E], given: object, what: str) -> _E:
@@ -181,7 +304,10 @@ def unknown(given: object, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
-def _read(given: Mapping[str, Any], owner: str, known: list[str]) -> dict[str, Any]:
+def _read(
+    given: Mapping[str, Any], owner: str, known: list[str], **own_readers: Callable[[object], Any]
+) -> dict[str, Any]:
+    readers = _READERS | own_readers
     if not isinstance(given, Mapping):
         raise ConfigError(f"{owner} is {given!r}; expected a mapping of keys to values")
     values = {}
@@ -189,7 +315,7 @@ def _read(given: Mapping[str, Any], owner: str, known: list[str]) -> dict[str, A
         if key not in known:
             raise ConfigError(f"{owner} has no key {key!r}; {unknown(key, known)}")
         try:
-            values[key] = _READERS[key](value)
+            values[key] = readers[key](value)
         except ValueError as error:
             raise ConfigError(f"{key} in {owner} is {value!r}; expected {error}") from None
     return values

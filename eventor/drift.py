@@ -82,9 +82,10 @@ def _things(definition: Any) -> dict[_Thing, dict[str, Any]]:
             details = dict(thing)
             found[kind, str(details.pop("name"))] = details
     for assoc in definition["assocs"]:
+        after = (f"after {assoc['delay']} s",) if "delay" in assoc else ()
         for kind in ("event", "step"):
             for target in assoc[f"{kind}s"]:
-                found["association", str(assoc["event"]), kind, str(target)] = {}
+                found["association", str(assoc["event"]), kind, str(target), *after] = {}
     return found
 
 

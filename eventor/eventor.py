@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import drift
-from eventor.config import read_config, read_level, read_word, unknown
+from eventor.config import read_config, read_level, read_max_loops, read_word, unknown
 from eventor.errors import (
     ConfigError,
     DefinitionError,
@@ -29,7 +29,7 @@ from eventor.launch import Launcher, most_at_once
 from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
 from eventor.owner import has_ended
-from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, TaskSkipped, Trigger
+from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, is_skip
 from eventor.signals import Signals
 from eventor.store import Store, locate
 from eventor.types import (
@@ -69,7 +69,8 @@ class Eventor:
         store: where the run is kept: the path of a SQLite file, ':memory:', or an SQLAlchemy URL
             of a SQLite file. By default the path of the calling script, with .db in place of .py.
         run_mode: `RunMode.restart` begins a new run, `RunMode.recover` a new recovery of the
-            latest run.
+            latest run; `RunMode.continue_` goes on with the latest recovery of the latest run
+            where it stands, or begins a run if there is none.
         recovery_run: in `RunMode.recover`, the recovery to start from; by default the latest.
         logging_level: what is below it goes to the debug log file alone.
         config: see `eventor.config.Config` for the keys and their defaults.
@@ -103,7 +104,7 @@ class Eventor:
         location = locate(_default_store(script, name) if store == "" else store)
         stem = name or (_stem(script) if script else "eventor")
 
-        self._flow = Flow()
+        self._flow = Flow(self._config)
         self._inbox = Inbox()
         self._used: set[int] = set()
         self._next = 1
@@ -117,11 +118,13 @@ class Eventor:
         lease, now = self._config.lease_seconds, _now()
         ledger = None
         try:
-            ledger = self._ledger = (
-                self._store.begin_run(name, lease, now)
-                if mode is RunMode.restart
-                else self._store.begin_recovery(name, base, lease, now)
-            )
+            if mode is RunMode.recover:
+                ledger = self._store.begin_recovery(name, base, lease, now)
+            elif mode is RunMode.continue_:
+                ledger = self._store.continue_run(name, lease, now)
+            if ledger is None:
+                ledger = self._store.begin_run(name, lease, now)
+            self._ledger = ledger
             _await_keeper(ledger)
             self._left = ledger.left()
             limit = self._config.max_concurrent
@@ -130,6 +133,9 @@ class Eventor:
                 self._left,
                 limit if limit >= 1 else most_at_once(),
                 stop_on_exception=self._config.stop_on_exception,
+                resources=self._config.resources,
+                due=ledger.delays(),
+                standing=ledger.standing(),
             )
         except BaseException:
             if ledger is not None:
@@ -217,15 +223,22 @@ class Eventor:
         self._check_usable()
         return self._flow.add_step(name, func, args, kwargs, triggers, recovery, config)
 
-    def add_assoc(self, event: Event, *assocs: Event | Step) -> None:
+    def add_assoc(self, event: Event, *assocs: Event | Step, delay: float = 0) -> None:
         """Let an event lead to events and steps (interface: `add_assoc`).
 
+        Args:
+            event: the event.
+            assocs: what it leads to.
+            delay: seconds from the raise of the event to what follows. The time at which that is
+                due is kept in the store, so that it stays the same in a recovery.
+
         Raises:
-            DefinitionError: one of them is no event or step of this Eventor, or there is none.
+            DefinitionError: one of them is no event or step of this Eventor, or there is none; or
+                the delay is no number of seconds.
             UsageError: this Eventor is closed, or was made by another process.
         """
         self._check_usable()
-        self._flow.add_assoc(event, *assocs)
+        self._flow.add_assoc(event, *assocs, delay=delay)
 
     def trigger_event(self, event: Event, sequence: Sequence | None = None) -> Sequence:
         """Raise an event (interface: `trigger_event`); once per sequence, again is a no-op.
@@ -283,7 +296,11 @@ class Eventor:
         return chosen
 
     def __call__(self) -> bool:
-        """Run what is triggered until there is nothing to do (interface: `ev()`).
+        """Run what is triggered until there is nothing to do (interface: `ev()`): `run()`."""
+        return self.run()
+
+    def run(self, max_loops: int | None = None) -> bool:
+        """Run what is triggered until there is nothing to do, or a little at a time.
 
         In a recovery, what the recovered run was triggered with is raised again first, unless
         the program has done so already. Called again, it goes on in the same run.
@@ -292,11 +309,17 @@ class Eventor:
         ended, for SIGINT a KeyboardInterrupt. A second one ends the running steps; they stay
         recorded as active, and this Eventor is of no more use but to be read and closed.
 
+        Args:
+            max_loops: after so many passes of the loop that have launched something, nothing more
+                starts: what runs is let finish and is recorded, and what is ready stays so for the
+                next call, or for `RunMode.continue_` or `RunMode.recover`. None is no limit.
+
         Returns:
             Whether every failure in this recovery was handled by its step's own triggers, and
-            nothing was left waiting by a stop.
+            nothing was left waiting by a stop or by `max_loops`.
 
         Raises:
+            ConfigError: `max_loops` is no whole number above 0.
             StoreError: something could not be recorded; nothing was launched after that.
             LaunchError: the process that guards the steps cannot be started.
             OwnershipError: another host has taken over the run, since this Eventor was not heard
@@ -306,13 +329,14 @@ class Eventor:
         """
         self._check_usable()
         self._check_whole()
+        most = read_max_loops(max_loops)
         if not self._running.acquire(blocking=False):
             raise UsageError("ev() is running already; it cannot be called again before it ends")
         try:
             # One may have come when the last call was over but for its end.
             self._inbox.forget_signals()
             with Signals(self._inbox.interrupt, self._release_at_end):
-                return self._run()
+                return self._run(most)
         finally:
             self._running.release()
 
@@ -340,13 +364,14 @@ class Eventor:
             changes = self._plan.foresee(
                 [*self._inbox.peek(), *self._defined(again)],
                 lambda task: task.step in failed,
+                _now(),
                 stopped=self._inbox.stopped_by is not None,
             )
         finally:
             self._running.release()
         return Preview(
             tuple(self._planned(c.task) for c in changes if isinstance(c, TaskActive)),
-            tuple(self._planned(c.task) for c in changes if isinstance(c, TaskSkipped)),
+            tuple(self._planned(c.task) for c in changes if is_skip(c)),
             tuple(
                 PlannedTrigger(c.event, c.sequence, int(c.cause.detail or 0))
                 for c in changes
@@ -441,7 +466,7 @@ class Eventor:
         self._release.detach()
         _release(self._pid, self._ledger, self._store, self._journal)
 
-    def _run(self) -> bool:
+    def _run(self, max_loops: int | None) -> bool:
         if not self._resumed:
             self._resume_run()
         self._raise_again()
@@ -449,7 +474,7 @@ class Eventor:
             self._ledger.define(self._flow.definition())
             self._note_triggers()
             self._plan.resume()
-            whole = Loop(
+            loop = Loop(
                 self._flow,
                 self._plan,
                 self._ledger,
@@ -464,7 +489,8 @@ class Eventor:
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
                 _now,
-            ).run()
+            )
+            whole = loop.run(max_loops)
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
@@ -472,18 +498,26 @@ class Eventor:
             self._broken = f"{self._inbox.cut_by} ended the running steps"
         reason = self._inbox.stopped_by
         self._inbox.forget_stop()
-        self._report_end(reason)
-        return whole and self._plan.all_handled and not (reason and self._plan.waiting)
+        left = [
+            f"{number} {what}"
+            for number, what in (
+                (self._plan.waiting, "tasks stay ready"),
+                (self._plan.delayed, "delayed associations stay due"),
+            )
+            if number and self._plan.stopping
+        ]
+        self._report_end(reason, " and ".join(left), paused=loop.paused)
+        return whole and self._plan.all_handled and not left
 
-    def _report_end(self, reason: str | None) -> None:
+    def _report_end(self, reason: str | None, left: str, *, paused: bool) -> None:
         if self._broken is not None:
             message = f"Cut short: {self._broken}, which stay active for a recovery"
             self._journal.say(logging.WARNING, message, "loop_session_start")
-        elif self._plan.stopping and self._plan.waiting:
-            message = (
-                f"Stopped by {reason or 'a failure'}: "
-                f"{self._plan.waiting} tasks stay ready for a recovery"
-            )
+        elif left and paused and reason is None and self._plan.all_handled:
+            message = f"Paused by max_loops: {left} for the next call"
+            self._journal.say(logging.INFO, message, "loop_session_start")
+        elif left:
+            message = f"Stopped by {reason or 'a failure'}: {left} for a recovery"
             self._journal.say(logging.WARNING, message, "loop_session_start")
         self._journal.say(logging.INFO, "Processing finished", "loop_session_start")
 
@@ -536,9 +570,10 @@ class Eventor:
             self._running.release()
 
     def _note_triggers(self) -> None:
-        changes = self._plan.note(self._inbox.take())
+        now = _now()
+        changes = self._plan.note(self._inbox.take(), now)
         if changes:
-            self._ledger.record(changes, _now())
+            self._ledger.record(changes, now)
         for change in changes:
             self._journal.say(logging.DEBUG, repr(change), "trigger_event")
 

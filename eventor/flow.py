@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from eventor.config import StepConfig, read_step_config, unknown
+from eventor.config import Config, StepConfig, read_delay, read_step_config, unknown
 from eventor.errors import DefinitionError, TriggerError
 from eventor.expr import Atom, Expr, ExprLike, Gate, atoms, expression, postfix
 from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
@@ -82,13 +83,19 @@ class Flow:
         associated: for an event's name, what it leads to by association, once each and in order
             (the keys; the values mean nothing).
         expressed: for an event's name, the events whose expressions name it.
+        delayed: for an event's name, what it leads to by association some seconds later.
         gates: for the name of an event that has an expression, its gate.
+
+    Args:
+        config: the Eventor's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self._config = config
         self.events: dict[str, Event] = {}
         self.steps: dict[str, Step] = {}
         self.associated: dict[str, dict[Event | Step, None]] = {}
+        self.delayed: dict[str, dict[float, dict[Event | Step, None]]] = {}
         self.expressed: dict[str, list[Event]] = {}
         self.gates: dict[str, Gate] = {}
 
@@ -132,11 +139,11 @@ class Flow:
             dict(kwargs),
             self._triggers(triggers, name),
             _recovery(recovery, name),
-            read_step_config(config, name),
+            read_step_config(config, name, self._config),
         )
         return step
 
-    def add_assoc(self, event: Event, *assocs: Event | Step) -> None:
+    def add_assoc(self, event: Event, *assocs: Event | Step, delay: float = 0) -> None:
         """Associate; see `Eventor.add_assoc`."""
         self.own_event(event, "the event of an association")
         if not assocs:
@@ -149,7 +156,18 @@ class Flow:
                 self.own_step(target, f"an association of event {event.name!r}")
             else:
                 self.own_event(target, f"an association of event {event.name!r}")
-        self.associated.setdefault(event.name, {}).update(dict.fromkeys(assocs))
+        try:
+            seconds = read_delay(delay)
+        except ValueError as error:
+            raise DefinitionError(
+                f"the delay of an association of event {event.name!r} is {delay!r}; "
+                f"expected {error}"
+            ) from None
+        if seconds:
+            targets = self.delayed.setdefault(event.name, {}).setdefault(seconds, {})
+        else:
+            targets = self.associated.setdefault(event.name, {})
+        targets.update(dict.fromkeys(assocs))
 
     def own_event(self, value: object, what: str) -> Event:
         """Return `value` if it is an event of this flow.
@@ -196,17 +214,17 @@ class Flow:
                     "recovery": {
                         status.value: replay.value for status, replay in step.recovery.items()
                     },
-                    "config": {"stop_on_exception": step.config.stop_on_exception},
+                    "config": _config(step.config),
                 }
                 for step in self.steps.values()
             ),
-            "assocs": (
-                {
-                    "event": event,
-                    "events": [target.name for target in targets if isinstance(target, Event)],
-                    "steps": [target.name for target in targets if isinstance(target, Step)],
-                }
-                for event, targets in self.associated.items()
+            "assocs": itertools.chain(
+                (_assoc(event, targets) for event, targets in self.associated.items()),
+                (
+                    _assoc(event, targets) | {"delay": seconds}
+                    for event, delays in self.delayed.items()
+                    for seconds, targets in delays.items()
+                ),
             ),
         }
 
@@ -252,6 +270,31 @@ class Flow:
             raise DefinitionError(f"there is a {kind} {name!r} already; its name must be unique")
         return str.__str__(name)
 
+
+def _assoc(event: str, targets: Iterable[Event | Step]) -> dict[str, Any]:
+    return {
+        "event": event,
+        "events": [target.name for target in targets if isinstance(target, Event)],
+        "steps": [target.name for target in targets if isinstance(target, Step)],
+    }
+
+
+def _config(config: StepConfig) -> dict[str, Any]:
+    """Return the config of a step as plain data: what is not as it is by default."""
+    plain: dict[str, Any] = {"stop_on_exception": config.stop_on_exception}
+    for key in _CONFIG_KEYS:
+        value = getattr(config, key)
+        if value != getattr(_PLAIN, key):
+            plain[key] = value
+    if config.resources:
+        plain["resources"] = dict(config.resources)
+    if config.retry_on is not None:
+        plain["retry_on"] = [qualified_name(kind) for kind in config.retry_on]
+    return plain
+
+
+_PLAIN = StepConfig()
+_CONFIG_KEYS = ("max_attempts", "retry_delay", "retry_backoff", "retry_jitter", "priority")
 
 _INT_BITS = 63
 

@@ -146,7 +146,9 @@ class Launcher:
 
     def start(self, key: TaskKey, step: Step) -> int | Outcome:
         """Give a task to a worker; return the pid of that, or how it failed to start."""
-        call = task.Call(step.name, key.sequence, step.func, step.args, step.kwargs)
+        call = task.Call(
+            step.name, key.sequence, step.func, step.args, step.kwargs, step.config.retry_on
+        )
         try:
             return (self._give(key, call) or self._begin(key, call)).pid
         except Exception as error:

@@ -20,7 +20,7 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from eventor.plan import TaskActive, TaskEnded, TaskLaunched, Trigger
+from eventor.plan import TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
 from eventor.types import Outcome, TaskStatus
 
 if TYPE_CHECKING:
@@ -165,9 +165,14 @@ class Loop:
         self._sleep = max(_SHORTEST_WAIT, longest)
         self._unwritten: list[TaskLaunched] = []
         self._unwritten_until = self._heard_of
+        self.paused = False
+        """Whether it ended since it had launched as often as it was to."""
 
-    def run(self) -> bool:
+    def run(self, max_loops: int | None = None) -> bool:
         """Pass until nothing runs and nothing may start.
+
+        Args:
+            max_loops: how many passes may launch something; None is no limit.
 
         Returns:
             Whether that came by itself or by a request to stop; False if what ran was ended
@@ -179,7 +184,7 @@ class Loop:
         """
         try:
             with self._inbox.listening() as bell:
-                whole = self._pass_until_idle(bell)
+                whole = self._pass_until_idle(bell, max_loops)
             if not whole:
                 self._launcher.abandon()
                 return self._plan.idle
@@ -190,21 +195,28 @@ class Loop:
             self._launcher.close()
         return True
 
-    def _pass_until_idle(self, bell: int) -> bool:
+    def _pass_until_idle(self, bell: int, max_loops: int | None) -> bool:
         failed: list[TaskEnded] = []
+        launches = 0
         while True:
+            now = self._clock()
             ends = failed + self._launcher.collect()
             self._heed_request()
             triggers = self._inbox.take()
-            changes = self._plan.advance([*triggers, *ends])
+            changes = self._plan.advance([*triggers, *ends], now)
             # While steps run too: who kills the keeper must not have their owner's death go unseen.
             another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
-            self._commit(changes, another)
+            self._commit(changes, another, now)
             if triggers:
                 # Who triggers may have prepared something of which no earlier fork knows.
                 self._launcher.renew()
             failed = self._launch(changes)
             self._report(changes)
+            if max_loops is not None and any(isinstance(one, TaskActive) for one in changes):
+                launches += 1
+                if launches == max_loops:
+                    self.paused = True
+                    self._plan.stop()
             self._hurry()
             if self._inbox.cut_by is not None:
                 return False
@@ -219,10 +231,12 @@ class Loop:
                     os.read(bell, 1 << 16)
 
     def _seconds_to_wait(self) -> float:
-        if not self._unwritten:
+        due = self._plan.next_due
+        if self._unwritten:
+            due = self._unwritten_until if due is None else min(due, self._unwritten_until)
+        if due is None:
             return self._sleep
-        left = (self._unwritten_until - self._clock()).total_seconds()
-        return min(self._sleep, max(0.0, left))
+        return min(self._sleep, max(0.0, (due - self._clock()).total_seconds()))
 
     def _hurry(self) -> None:
         for task in self._launcher.hurry():
@@ -239,8 +253,7 @@ class Loop:
             message = f"Stopping by {reason}: the steps that run are waited for"
             self._journal.say(logging.WARNING, message, "loop_session_start")
 
-    def _commit(self, changes: list[Change], another_keeper: bool) -> None:
-        now = self._clock()
+    def _commit(self, changes: list[Change], another_keeper: bool, now: datetime) -> None:
         due = changes or another_keeper or (self._unwritten and now >= self._unwritten_until)
         if due or not timedelta(0) <= now - self._heard_of < self._beat:
             self._ledger.record([*self._unwritten, *changes], now)
@@ -253,6 +266,8 @@ class Loop:
                 self._report_end(change)
             elif isinstance(change, TaskActive):
                 self._journal.say(logging.INFO, f"Running step {change.task}", "task_wrapper")
+            elif isinstance(change, TaskRetried):
+                self._report_retry(change)
             else:
                 self._journal.say(logging.DEBUG, repr(change), "loop_session_start")
 
@@ -268,6 +283,18 @@ class Loop:
         if outcome.warning is not None:
             message = f"Step {end.task}: {outcome.warning}"
             self._journal.say(logging.WARNING, message, "task_wrapper")
+
+    def _report_retry(self, retry: TaskRetried) -> None:
+        most = self._flow.steps[retry.task.step].config.max_attempts
+        seconds = (retry.due - self._clock()).total_seconds()
+        when = f"in {seconds:.1f} s" if seconds > 0 else "at once"
+        self._journal.say(
+            logging.WARNING,
+            f"Step {retry.task} failed in attempt {retry.attempt} of {most}, "
+            f"and is tried again {when}: {retry.outcome.shown}",
+            "task_wrapper",
+            retry.outcome.traceback,
+        )
 
     def _launch(self, changes: list[Change]) -> list[TaskEnded]:
         """Start what has become active; return what could not be started."""

@@ -27,7 +27,7 @@ from sqlalchemy.types import TypeDecorator
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
-VERSION = 3
+VERSION = 4
 """The version of this schema, recorded in the store."""
 
 MIGRATIONS = {
@@ -46,6 +46,38 @@ MIGRATIONS = {
         """INSERT INTO eventor_definition SELECT run_id, recovery, definition
             FROM eventor_recovery WHERE definition IS NOT NULL""",
         "ALTER TABLE eventor_recovery DROP COLUMN definition",
+    ),
+    3: (
+        "ALTER TABLE eventor_task ADD COLUMN due_at DATETIME",
+        """CREATE TABLE eventor_attempt (
+            attempt_id INTEGER NOT NULL,
+            run_id INTEGER NOT NULL,
+            recovery INTEGER NOT NULL,
+            step TEXT NOT NULL,
+            sequence TEXT NOT NULL,
+            sequence_type TEXT NOT NULL,
+            attempt INTEGER NOT NULL,
+            status TEXT NOT NULL,
+            pid INTEGER,
+            started_at DATETIME,
+            ended_at DATETIME,
+            error TEXT,
+            traceback TEXT,
+            PRIMARY KEY (attempt_id),
+            UNIQUE (run_id, recovery, step, sequence, sequence_type, attempt),
+            FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
+        )""",
+        """CREATE TABLE eventor_delay (
+            run_id INTEGER NOT NULL,
+            recovery INTEGER NOT NULL,
+            event TEXT NOT NULL,
+            sequence TEXT NOT NULL,
+            sequence_type TEXT NOT NULL,
+            seconds FLOAT NOT NULL,
+            due_at DATETIME NOT NULL,
+            PRIMARY KEY (run_id, recovery, event, sequence, sequence_type, seconds),
+            FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
+        )""",
     ),
 }
 """For an earlier version, the statements that make the next one of it."""
@@ -157,10 +189,46 @@ task = Table(
     Column("ready_at", UtcDateTime, nullable=False),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
+    Column("due_at", UtcDateTime),
     Column("result_id", ForeignKey(result.c.result_id)),
     Column("error", Text),
     Column("traceback", Text),
     *_cause(),
     UniqueConstraint("run_id", "recovery", "step", "sequence", "sequence_type"),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
+)
+
+# The attempts at a task that came before the one that its own row tells of.
+attempt = Table(
+    "eventor_attempt",
+    metadata,
+    Column("attempt_id", Integer, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("recovery", Integer, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("sequence", Text, nullable=False),
+    Column("sequence_type", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("pid", Integer),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("error", Text),
+    Column("traceback", Text),
+    UniqueConstraint("run_id", "recovery", "step", "sequence", "sequence_type", "attempt"),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
+)
+
+# When the delayed associations of an event act, in a sequence.
+delay = Table(
+    "eventor_delay",
+    metadata,
+    Column("run_id", Integer, primary_key=True, autoincrement=False),
+    Column("recovery", Integer, primary_key=True, autoincrement=False),
+    Column("event", Text, primary_key=True),
+    Column("sequence", Text, primary_key=True),
+    Column("sequence_type", Text, primary_key=True),
+    Column("seconds", Float, primary_key=True),
+    Column("due_at", UtcDateTime, nullable=False),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )

@@ -16,7 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Integer, and_, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -24,16 +35,23 @@ from eventor import owner, schema, sqlite
 from eventor.errors import OwnershipError, RecoveryError, StoreError
 from eventor.owner import Owner
 from eventor.plan import (
+    Delayed,
     EventRaised,
     Left,
+    Standing,
     TaskActive,
+    TaskEnded,
+    TaskInterrupted,
     TaskKey,
     TaskLaunched,
     TaskReady,
+    TaskRetried,
     TaskSkipped,
     Trigger,
+    Wait,
 )
 from eventor.types import (
+    Attempt,
     Cause,
     CauseKind,
     RaisedEvent,
@@ -45,10 +63,20 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Dialect, Insert, Table, Update
+    from sqlalchemy import (
+        BindParameter,
+        Column,
+        ColumnElement,
+        Connection,
+        Dialect,
+        Insert,
+        Select,
+        Table,
+        Update,
+    )
 
     from eventor.plan import Change
 
@@ -182,20 +210,14 @@ class Store:
             RecoveryError: there is no such run or recovery.
             OwnershipError: the run has a live owner.
         """
-        latest_run = select(func.max(schema.run.c.run_id)).where(schema.run.c.name == name)
         with self._claimed() as claim, self.writing("begin a recovery") as connection:
-            run_id = connection.scalar(latest_run)
+            run_id = connection.scalar(_latest_run(name))
             if run_id is None:
                 raise RecoveryError(
                     f"there is nothing to recover: the store {self.location} has no run "
                     f"named {name!r}; {_say_names(connection)}"
                 )
-            rows = connection.execute(
-                select(schema.recovery.c.recovery, schema.recovery.c.based_on).where(
-                    schema.recovery.c.run_id == run_id
-                )
-            )
-            parents = {row.recovery: row.based_on for row in rows}
+            parents = _parents(connection, run_id)
             latest = max(parents)
             base = latest if based_on is None else based_on
             if base not in parents:
@@ -209,6 +231,28 @@ class Store:
                 connection, run_id, latest + 1, base, claim, lease_seconds, now, keeper
             )
             return Ledger(self, claim, run_id, latest + 1, lineage, keeper)
+
+    def continue_run(self, name: str, lease_seconds: float, now: datetime) -> Ledger | None:
+        """Take up the latest recovery of the latest run of that name; None if there is no run.
+
+        Raises:
+            OwnershipError: the run has a live owner.
+        """
+        columns = schema.recovery.c
+        with self._claimed() as claim, self.writing("take up a run") as connection:
+            run_id = connection.scalar(_latest_run(name))
+            if run_id is None:
+                owner.disclaim(claim)
+                return None
+            parents = _parents(connection, run_id)
+            latest = max(parents)
+            keeper = _refuse_owned(connection, run_id, latest, now)
+            connection.execute(
+                update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
+                _owned(claim, lease_seconds, now),
+            )
+            lineage = tuple(_lineage(parents, latest))
+            return Ledger(self, claim, run_id, latest, lineage, keeper, continues=True)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:
@@ -279,6 +323,7 @@ class Ledger:
         run_id: the run's number in the store.
         recovery: the recovery's number in the run; 0 is the initial run.
         keeper_before: the process that ends the steps of the owner before this one, if it died.
+        continues: whether the recovery was there before, and is taken up where it stands.
     """
 
     def __init__(
@@ -289,15 +334,23 @@ class Ledger:
         recovery: int,
         lineage: tuple[int, ...],
         keeper_before: Owner | None = None,
+        *,
+        continues: bool = False,
     ) -> None:
+        self.continues = continues
         self.keeper_before = keeper_before
         self.run_id = run_id
         self.recovery = recovery
         self._store = store
         self._claim = claim
         self._lineage = lineage
+        self._bases = [base for base in lineage if base != recovery]
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
-        self._of_here = {"of_run_id": run_id, "of_recovery": recovery}
+        self._of_here = {
+            "of_run_id": run_id,
+            "of_recovery": recovery,
+            "of_owner_began": claim.began,
+        }
         self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
         self._defined = b""
         self._undefined: tuple[str, bytes] | None = None
@@ -315,21 +368,44 @@ class Ledger:
                 func.max(columns.recovery).label("recovery"),
                 func.max(columns.result_id).label("result_id"),
             )
-            .where(columns.run_id == self.run_id, columns.recovery.in_(self._lineage))
+            .where(columns.run_id == self.run_id, columns.recovery.in_(self._bases))
             .group_by(*which)
             .subquery()
         )
         same = (columns[name] == newest.c[name] for name in _WHICH if name != "run_id")
         query = (
-            select(*which, columns.status, newest.c.result_id)
+            select(*_LEFT, newest.c.result_id)
             .join_from(newest, schema.task, and_(columns.run_id == self.run_id, *same))
             .order_by(columns.task_id)
         )
         with self._store.reading("read what was run before") as connection:
-            return {
-                _task_key(row): Left(TaskStatus(row.status), row.result_id)
-                for row in connection.execute(query)
-            }
+            return {_task_key(row): _left(row) for row in connection.execute(query)}
+
+    def delays(self) -> dict[Wait, datetime]:
+        """Return when what was delayed was to act, of which the recoveries before this one tell."""
+        with self._store.reading("read what was delayed before") as connection:
+            return _delays(connection, self.run_id, self._bases)
+
+    def standing(self) -> Standing | None:
+        """Return where this recovery stands, if it is continued."""
+        if not self.continues:
+            return None
+        events, tasks = schema.event.c, schema.task.c
+        raised = (
+            select(events.event, events.sequence, events.sequence_type, events.raised_at)
+            .where(*self._mine(schema.event))
+            .order_by(events.event_id)
+        )
+        created = select(*_LEFT, tasks.result_id).where(*self._mine(schema.task))
+        with self._store.reading("read where it stands") as connection:
+            return Standing(
+                {(row.event, _sequence(row)): row.raised_at for row in connection.execute(raised)},
+                {
+                    _task_key(row): _left(row)
+                    for row in connection.execute(created.order_by(tasks.task_id))
+                },
+                _delays(connection, self.run_id, [self.recovery]),
+            )
 
     def triggers(self) -> list[Trigger]:
         """Return what the recoveries on which this one is based were triggered with, once each."""
@@ -424,8 +500,18 @@ class Ledger:
             query = query.where(columns.step == step)
         if status is not None:
             query = query.where(columns.status == status.value)
+        attempts = (
+            select(schema.attempt)
+            .where(*self._mine(schema.attempt), *_of_sequence(schema.attempt, sequence))
+            .order_by(schema.attempt.c.attempt)
+        )
         with self._store.reading("read its tasks") as connection:
-            return [_task(row) for row in connection.execute(query)]
+            earlier: dict[TaskKey, list[Attempt]] = {}
+            for row in connection.execute(attempts):
+                earlier.setdefault(_task_key(row), []).append(_attempt(row))
+            return [
+                _task(row, earlier.get(_task_key(row), [])) for row in connection.execute(query)
+            ]
 
     def events(
         self, event: str | None = None, sequence: Sequence | None = None
@@ -450,8 +536,9 @@ class Ledger:
         columns = ("owner_host", "owner_pid", "owner_began", "heartbeat_at")
         try:
             with self._store.writing("release the run") as connection:
+                mine = schema.recovery.c.owner_began == self._claim.began
                 connection.execute(
-                    update(schema.recovery).where(*self._mine(schema.recovery)),
+                    update(schema.recovery).where(*self._mine(schema.recovery), mine),
                     dict.fromkeys(columns),
                 )
         finally:
@@ -490,6 +577,14 @@ _WHICH = ("run_id", "recovery", "step", "sequence", "sequence_type")
 
 _RENEWED = ("heartbeat_at", "keeper_pid", "keeper_began")
 
+_LEFT = tuple(
+    schema.task.c[name]
+    for name in ("step", "sequence", "sequence_type", "status", "recovery", "attempt", "due_at")
+)
+
+_NOT_STARTED = {"started_at": null(), "pid": null()}
+"""What a task that is ready again tells no more: its earlier attempt does."""
+
 _ACTIVE = TaskStatus.active.value
 
 _CHANGES_AT_ONCE = 1_000
@@ -510,15 +605,23 @@ class _Texts:
         self.event = text(
             insert(schema.event), (c.name for c in schema.event.c if c.name not in numbers)
         )
-        later_known = (*numbers, "pid", "error", "traceback")
+        later_known = (*numbers, "pid", "due_at", "error", "traceback")
         self.task = text(
             insert(schema.task), (c.name for c in schema.task.c if c.name not in later_known)
         )
-        self.started = text(_update_task("status", "started_at", "attempt"))
+        self.started = text(_update_task("status", "started_at", "attempt").values(due_at=null()))
         self.launched = text(_update_task("pid"))
         ended = _update_task("status", "ended_at", "result_id", "error", "traceback")
-        known_pid = func.coalesce(bindparam("new_pid", type_=Integer), schema.task.c.pid)
+        known_pid = func.coalesce(_new(schema.task.c.pid), schema.task.c.pid)
         self.ended = text(ended.values(pid=known_pid))
+        self.delayed = text(insert(schema.delay))
+        self.again = text(_update_task("status", "due_at").values(_NOT_STARTED))
+        told = {name: _new(schema.attempt.c[name]) for name in _TOLD_OF_AN_END}
+        self.attempted = text(_keep_attempts(schema.task, pid=known_pid, **told))
+        here = _new(schema.attempt.c.recovery)
+        active = schema.task.c.status == literal_column(f"'{_ACTIVE}'")
+        left = _keep_attempts(schema.task, active, recovery=here)
+        self.copied = (text(_keep_attempts(schema.attempt, recovery=here)), text(left))
         self.renew = text(_renewal())
         self._time = schema.UtcDateTime().dialect_impl(dialect).bind_processor(dialect)
 
@@ -544,6 +647,7 @@ class _Batch:
         self._connection = connection
         self._texts = _texts(connection.dialect)
         self._here = here
+        self._at = now
         self._now = self._texts.time(now)
         self._count = 0
         self._events: list[dict[str, Any]] = []
@@ -551,6 +655,11 @@ class _Batch:
         self._started: list[dict[str, Any]] = []
         self._pids: dict[TaskKey, int] = {}
         self._ended: list[dict[str, Any]] = []
+        # What follows is rare.
+        self._delayed: list[dict[str, Any]] = []
+        self._copied: list[dict[str, Any]] = []
+        self._attempted: list[dict[str, Any]] = []
+        self._again: list[dict[str, Any]] = []
 
     def add(self, change: Change) -> None:
         """Take up a change."""
@@ -567,38 +676,52 @@ class _Batch:
         elif isinstance(change, TaskReady):
             replay = None if change.replay is None else change.replay.value
             self._create(change.task, change.cause, TaskStatus.ready, replay)
+            if change.left is not None:
+                self._count_earlier(change.task, change.left)
         elif isinstance(change, TaskSkipped):
             self._create(change.task, change.cause, TaskStatus.success, StepReplay.skip.value)
             self._created[change.task] |= {"ended_at": self._now, "result_id": change.result}
         elif isinstance(change, TaskActive):
             created = self._created.get(change.task)
             if created is not None:
-                created.update(status=_ACTIVE, started_at=self._now, attempt=1)
+                created.update(status=_ACTIVE, started_at=self._now, attempt=change.attempt)
             else:
                 row = self._which(change.task)
-                row.update(new_status=_ACTIVE, new_started_at=self._now, new_attempt=1)
+                row.update(new_status=_ACTIVE, new_started_at=self._now, new_attempt=change.attempt)
                 self._started.append(row)
         elif isinstance(change, TaskLaunched):
             self._pids[change.task] = change.pid
-        else:
-            row = self._which(change.task)
-            row.update(
-                new_status=change.outcome.status.value,
-                new_ended_at=self._now,
-                new_result_id=self._keep(change.outcome.stored),
-                new_error=change.outcome.error,
-                new_traceback=change.outcome.traceback,
-                new_pid=self._pids.pop(change.task, None),
-            )
+        elif isinstance(change, TaskEnded):
+            row = self._end(change)
+            row["new_result_id"] = self._keep(change.outcome.stored)
             self._ended.append(row)
+        else:
+            self._add_rare(change)
         self._count += 1
         if self._count >= _CHANGES_AT_ONCE:
             self.write()
+
+    def _add_rare(self, change: Delayed | TaskRetried | TaskInterrupted) -> None:
+        if isinstance(change, TaskRetried):
+            self._attempted.append(self._end(change))
+            self._be_ready(change.task, change.due)
+        elif isinstance(change, TaskInterrupted):
+            self._interrupt(change)
+        else:
+            event, sequence, seconds = change.wait
+            row = {"event": event, **_typed(sequence), "seconds": seconds}
+            due = {"due_at": self._texts.time(change.due)}
+            self._delayed.append(self._here | row | due)
 
     def write(self) -> None:
         """Write what was taken up."""
         self._insert(self._texts.event, self._events)
         self._insert(self._texts.task, list(self._created.values()))
+        self._insert(self._texts.delayed, self._delayed)
+        for text in self._texts.copied:
+            self._insert(text, self._copied)
+        self._insert(self._texts.attempted, self._attempted)
+        self._update(self._texts.again, self._again)
         self._update(self._texts.started, self._started)
         launched = [self._which(task) | {"new_pid": pid} for task, pid in self._pids.items()]
         self._update(self._texts.launched, launched)
@@ -606,6 +729,7 @@ class _Batch:
         self._count = 0
         self._events, self._created, self._pids = [], {}, {}
         self._started, self._ended = [], []
+        self._delayed, self._copied, self._attempted, self._again = [], [], [], []
 
     def _insert(self, text: str, rows: list[dict[str, Any]]) -> None:
         if rows:
@@ -629,12 +753,49 @@ class _Batch:
             "status": status.value,
             "replay": replay,
             "attempt": 0,
+            "due_at": None,
             "ready_at": self._now,
             "started_at": None,
             "ended_at": None,
             "result_id": None,
             **_cause_columns(cause),
         }
+
+    def _end(self, change: TaskEnded | TaskRetried) -> dict[str, Any]:
+        row = self._which(change.task)
+        row.update(
+            new_status=change.outcome.status.value,
+            new_ended_at=self._now,
+            new_error=change.outcome.error,
+            new_traceback=change.outcome.traceback,
+            new_pid=self._pids.pop(change.task, None),
+        )
+        return row
+
+    def _be_ready(self, task: TaskKey, due: datetime | None) -> None:
+        when = None if due is None else self._texts.time(due)
+        row = {"new_status": TaskStatus.ready.value, "new_due_at": when}
+        self._again.append(self._which(task) | row)
+
+    def _count_earlier(self, task: TaskKey, left: Left) -> None:
+        """Go on with the attempts that an earlier recovery had at a task."""
+        due = left.due if left.status is TaskStatus.ready else None
+        self._created[task].update(
+            attempt=left.attempt, due_at=None if due is None else self._texts.time(due)
+        )
+        here = {"of_recovery": left.recovery, "new_recovery": self._here["recovery"]}
+        self._copied.append(self._which(task) | here)
+
+    def _interrupt(self, change: TaskInterrupted) -> None:
+        which = self._which(change.task)
+        replayed: dict[str, Any] = {"replay": change.replay.value}
+        if change.replay is StepReplay.skip:
+            replayed |= {"status": TaskStatus.success.value, "ended_at": self._at}
+        else:
+            told = dict.fromkeys([f"new_{name}" for name in _TOLD_OF_AN_END])
+            self._attempted.append(which | told | {"new_status": _ACTIVE, "new_pid": None})
+            self._be_ready(change.task, None)
+        self._connection.execute(_update_task().values(replayed), which)
 
     def _which(self, task: TaskKey) -> dict[str, Any]:
         return {
@@ -658,6 +819,23 @@ def _update_task(*names: str) -> Update:
     )
 
 
+def _new(column: Column[Any]) -> BindParameter[Any]:
+    """Return the parameter for a new value of a column, where the statement does not tell whose."""
+    return bindparam(f"new_{column.name}", type_=column.type)
+
+
+_TOLD_OF_AN_END = ("status", "ended_at", "error", "traceback")
+
+
+def _keep_attempts(source: Table, *where: ColumnElement[bool], **changed: Any) -> Insert:
+    """Return what keeps as attempts what the rows of a task in `source` tell, with some changed."""
+    names = (*_WHICH, "attempt", "pid", "started_at", *_TOLD_OF_AN_END)
+    rows = select(*(changed.get(name, source.c[name]) for name in names)).where(
+        *(source.c[name] == bindparam(f"of_{name}") for name in _WHICH), *where
+    )
+    return insert(schema.attempt).from_select(names, rows)
+
+
 def _renewal() -> Update:
     columns, later = schema.recovery.c, schema.recovery.alias("later")
     return (
@@ -665,7 +843,7 @@ def _renewal() -> Update:
         .where(
             columns.run_id == bindparam("of_run_id"),
             columns.recovery == bindparam("of_recovery"),
-            columns.owner_began.is_not(None),
+            columns.owner_began == bindparam("of_owner_began"),
             ~exists().where(
                 later.c.run_id == bindparam("of_run_id"),
                 later.c.recovery > bindparam("of_recovery"),
@@ -694,15 +872,21 @@ def _insert_recovery(
         "recovery": recovery,
         "based_on": based_on,
         "began_at": now,
+        **_owned(claim, lease_seconds, now),
+        "keeper_pid": None if keeper is None else keeper.pid,
+        "keeper_began": None if keeper is None else keeper.began,
+    }
+    connection.execute(insert(schema.recovery), row)
+
+
+def _owned(claim: Owner, lease_seconds: float, now: datetime) -> dict[str, Any]:
+    return {
         "owner_host": claim.host,
         "owner_pid": claim.pid,
         "owner_began": claim.began,
         "lease_seconds": lease_seconds,
         "heartbeat_at": now,
-        "keeper_pid": None if keeper is None else keeper.pid,
-        "keeper_began": None if keeper is None else keeper.began,
     }
-    connection.execute(insert(schema.recovery), row)
 
 
 def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> Owner | None:
@@ -753,6 +937,26 @@ def _lineage(parents: Mapping[int, int | None], base: int) -> Iterator[int]:
         recovery = parent
 
 
+def _latest_run(name: str) -> Select[Any]:
+    return select(func.max(schema.run.c.run_id)).where(schema.run.c.name == name)
+
+
+def _parents(connection: Connection, run_id: int) -> dict[int, int | None]:
+    """Return the recoveries of a run, and on which each is based."""
+    columns = schema.recovery.c
+    query = select(columns.recovery, columns.based_on).where(columns.run_id == run_id)
+    return {row.recovery: row.based_on for row in connection.execute(query)}
+
+
+def _delays(connection: Connection, run_id: int, recoveries: Collection[int]) -> dict[Wait, Any]:
+    columns = schema.delay.c
+    query = select(schema.delay).where(columns.run_id == run_id, columns.recovery.in_(recoveries))
+    return {
+        Wait(row.event, _sequence(row), row.seconds): row.due_at
+        for row in connection.execute(query)
+    }
+
+
 def _say_names(connection: Connection) -> str:
     names = connection.scalars(select(schema.run.c.name).distinct().limit(5)).all()
     return f"it has runs named {', '.join(map(repr, names))}" if names else "it has no runs at all"
@@ -789,7 +993,24 @@ def _cause_columns(cause: Cause) -> dict[str, str | None]:
     }
 
 
-def _task(row: _Row) -> Task:
+def _left(row: _Row) -> Left:
+    status = TaskStatus(row.status)
+    return Left(status, row.result_id, row.recovery, row.attempt, row.due_at)
+
+
+def _attempt(row: _Row) -> Attempt:
+    return Attempt(
+        number=row.attempt,
+        status=TaskStatus(row.status),
+        pid=row.pid,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        error=row.error,
+        traceback=row.traceback,
+    )
+
+
+def _task(row: _Row, earlier: list[Attempt]) -> Task:
     return Task(
         step=row.step,
         sequence=_sequence(row),
@@ -804,5 +1025,7 @@ def _task(row: _Row) -> Task:
         error=row.error,
         traceback=row.traceback,
         cause=_cause(row),
+        due_at=row.due_at,
+        attempts=[*earlier, _attempt(row)] if row.started_at is not None else earlier,
         stored=None if row.data is None else StoredResult(row.encoding, row.data),
     )

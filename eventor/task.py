@@ -64,6 +64,7 @@ class Call:
         step: the step's name.
         sequence: the sequence in which it runs.
         func: what to call, with `args` and `kwargs`.
+        retry_on: upon which exceptions it may be tried again, as in the step's config.
     """
 
     step: str
@@ -71,6 +72,7 @@ class Call:
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    retry_on: tuple[type[BaseException], ...] | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a spawned worker, so that a problem on either side is told in full.
@@ -78,7 +80,7 @@ class Call:
         Raises:
             EventorError: something cannot be pickled; the message names it.
         """
-        parts = {"func": self.func, "args": self.args, "kwargs": self.kwargs}
+        parts = {name: getattr(self, name) for name in ("func", "args", "kwargs", "retry_on")}
         data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
         return _rebuild, (self.step, self.sequence, data)
 
@@ -119,8 +121,8 @@ def _rebuild(step: str, sequence: Sequence, data: Mapping[str, bytes]) -> Call:
             parts[name] = pickle.loads(part)
         except Exception as error:
             message = f"{name} of step {step!r} cannot be rebuilt in its process: {describe(error)}"
-            return Call(step, sequence, functools.partial(_refuse, message), (), {})
-    return Call(step, sequence, parts["func"], parts["args"], parts["kwargs"])
+            return Call(step, sequence, functools.partial(_refuse, message), (), {}, ())
+    return Call(step, sequence, **parts)
 
 
 def _refuse(message: str) -> None:
@@ -378,7 +380,7 @@ def _next_call(channel: Channel, job: Job) -> Call | None:
         return order
     name, sequence = order
     step = job.steps[name]
-    return Call(name, sequence, step.func, step.args, step.kwargs)
+    return Call(name, sequence, step.func, step.args, step.kwargs, step.config.retry_on)
 
 
 def flush() -> None:
@@ -432,10 +434,15 @@ def run(call: Call) -> Outcome:
 
             value = asyncio.run(value)
     except SystemExit as stop:
-        return _exited(stop.code)
+        return _exited(stop.code, retriable=_is_retriable(stop, call))
     except BaseException as error:
-        return failure(describe(error), _traceback(error))
+        retriable = _is_retriable(error, call)
+        return failure(describe(error), _traceback(error), retriable=retriable)
     return _succeeded(value)
+
+
+def _is_retriable(error: BaseException, call: Call) -> bool:
+    return call.retry_on is None or isinstance(error, call.retry_on)
 
 
 def describe(error: BaseException) -> str:
@@ -500,11 +507,11 @@ def _loggers() -> dict[str, logging.Logger]:
     return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
 
 
-def _exited(code: object) -> Outcome:
+def _exited(code: object, *, retriable: bool) -> Outcome:
     if code is None or (isinstance(code, int) and code == 0):
         return _succeeded(None)
     told = f"exit code {code:d}" if isinstance(code, int) else f"exit code 1: {code}"
-    return failure(f"SystemExit: {told}")
+    return failure(f"SystemExit: {told}", retriable=retriable)
 
 
 def _succeeded(value: Any) -> Outcome:

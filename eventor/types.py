@@ -26,6 +26,8 @@ class RunMode(StrEnum):
     """Begin a new run; earlier runs in the store stay as they are."""
     recover = "recover"
     """Begin a new recovery of the latest run of that name in the store."""
+    continue_ = "continue"
+    """Go on with the latest recovery of the latest run of that name, where it stands."""
 
 
 class TaskStatus(StrEnum):
@@ -223,6 +225,8 @@ class Outcome:
         error: for a failure the exception's type and message, the exit code, or the signal.
         traceback: the exception's traceback, if it was one.
         warning: what else the user should know, or None.
+        retriable: for a failure, whether the step's config asks for another attempt upon such an
+            exception; None where there was none, as when the process has died.
     """
 
     status: TaskStatus
@@ -231,22 +235,47 @@ class Outcome:
     error: str | None = None
     traceback: str | None = None
     warning: str | None = None
+    retriable: bool | None = None
 
 
-def failure(error: str, traceback: str | None = None) -> Outcome:
-    """Return the outcome of a task that failed by `error`."""
+def failure(error: str, traceback: str | None = None, *, retriable: bool | None = None) -> Outcome:
+    """Return the outcome of a task that failed by `error`; the rest as in `Outcome`."""
     error = storable(error)
     return Outcome(
         TaskStatus.failure,
         error,
         error=error,
         traceback=None if traceback is None else storable(traceback),
+        retriable=retriable,
     )
 
 
 def storable(text: str) -> str:
     """Return `text` with what no database keeps in a text (NUL, lone surrogates) written out."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One of the times that a task was started.
+
+    Attributes:
+        number: from 1; in a recovery, one that was under way before is counted on.
+        status: where it stands; active also for one whose owner has died.
+        pid: the process in which it runs or ran; None before it is known.
+        started_at: when it was recorded as active, in UTC.
+        ended_at: when its end came in, in UTC; None for one whose owner has died.
+        error: for a failure the exception's type and message, the exit code, or the signal.
+        traceback: the exception's traceback, if it was one.
+    """
+
+    number: int
+    status: TaskStatus
+    pid: int | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: str | None
+    traceback: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +289,7 @@ class Task:
         status: where it stands.
         replay: None for a task that this run had never begun before; else what the step's
             recovery policy decided.
-        attempt: how many times this recovery has started it.
+        attempt: how many times it was started since it last ended, earlier recoveries included.
         pid: the process in which it runs or ran; None before it is known, and for a skipped one.
         ready_at: when it became ready, in UTC.
         started_at: when it was recorded as active, in UTC.
@@ -268,6 +297,8 @@ class Task:
         error: for a failure the exception's type and message, the exit code, or the signal.
         traceback: the exception's traceback, if it was one.
         cause: why the task was created.
+        due_at: when the next attempt may start, in UTC, while it waits for that.
+        attempts: the attempts, the latest last.
     """
 
     step: str
@@ -283,6 +314,8 @@ class Task:
     error: str | None
     traceback: str | None
     cause: Cause
+    due_at: datetime | None
+    attempts: list[Attempt]
     stored: StoredResult | None = field(repr=False)
     """The return value as it was kept; `result` is the value itself."""
 

@@ -186,3 +186,20 @@ def test_a_pass_without_changes_writes_nothing_but_the_lease_now_and_then(make, 
     short, long = idle(15), idle(75)
     long.subtract(short)
     assert +long == {"commits": 6, "UPDATE recovery": 6, "rows": 6}
+
+
+def test_what_waits_for_its_time_costs_no_more_than_what_runs(make, launcher):
+    def wait(seconds):
+        launcher.waits = 0
+        ev = make(config={"lease_seconds": 30})
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", func=int), delay=seconds)
+        ev.trigger_event(go)
+        with counting(ev) as counted:
+            assert ev() is True
+        counted["passes"] = -launcher.waits
+        return counted
+
+    short, long = wait(15.5), wait(75.5)
+    long.subtract(short)
+    assert +long == {"passes": 60, "commits": 6, "UPDATE recovery": 6, "rows": 6}

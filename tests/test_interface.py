@@ -63,7 +63,8 @@ def test_the_signatures_are_those_of_the_interface():
         "recovery": {},
         "config": {},
     }
-    assert list(defaults(evr.Eventor.add_assoc)) == ["event", "assocs"]
+    assert list(defaults(evr.Eventor.add_assoc)) == ["event", "assocs", "delay"]
+    assert defaults(evr.Eventor.add_assoc)["delay"] == 0
     assert defaults(evr.Eventor.trigger_event) == {"event": None, "sequence": None}
 
 

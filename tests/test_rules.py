@@ -1,15 +1,19 @@
 """The pure rules, against a naive model of the interface: random flows, triggers and outcomes."""
 
+import collections
 import itertools
 import random
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventor.config import LONGEST_DELAY, Config, StepConfig
 from eventor.expr import And, Atom, Gate, Or, and_, or_, postfix, text
 from eventor.flow import Event, Flow
 from eventor.plan import (
+    Delayed,
     EventRaised,
     Left,
     Plan,
@@ -17,12 +21,17 @@ from eventor.plan import (
     TaskEnded,
     TaskKey,
     TaskReady,
+    TaskRetried,
     TaskSkipped,
     Trigger,
+    seconds_to_retry,
 )
+from eventor.queue import Queue
 from eventor.types import Cause, CauseKind, Outcome, StepReplay, TaskStatus, failure
 
 CALL = Cause(CauseKind.call)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RESOURCES = {"gpu": 2, "licence": 1}
 TRANSITIONS = ("at_ready", "at_active", "at_success", "at_failure", "at_complete")
 
 
@@ -34,11 +43,17 @@ class Case:
     triggers: list  # per step: {transition: [events]}
     policies: list  # per step: {status: replay}
     fails: list  # per step: whether it fails
-    assocs: list  # (event, "event" | "step", index)
+    assocs: list  # (event, "event" | "step", index, delay)
     calls: list  # (event, sequence)
     limit: int
     seed: int
+    configs: list  # per step: its config
+    stumbles: list  # per step that does not fail: how many of its attempts do, all but the last
     left: dict = field(default_factory=dict)
+    fixed: dict = field(default_factory=dict)  # how tasks have ended already
+
+    def attempt_fails(self, step, attempt):
+        return self.fails[step] or attempt <= self.stumbles[step]
 
 
 @st.composite
@@ -59,6 +74,24 @@ def cases(draw):
     event = st.integers(0, events - 1)
     sequence = st.sampled_from([1, "1", 2])
     status = st.sampled_from([status.value for status in TaskStatus])
+    needs = st.fixed_dictionaries({}, optional={n: st.integers(1, m) for n, m in RESOURCES.items()})
+    delay = st.sampled_from([0, 0, 0, 0.5, 3])
+    configs = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "max_attempts": st.integers(1, 3),
+                    "retry_delay": st.sampled_from([0, 2]),
+                    "retry_jitter": st.just(0.5),
+                    "priority": st.integers(-1, 1),
+                    "resources": needs,
+                },
+            ),
+            min_size=steps,
+            max_size=steps,
+        )
+    )
     return Case(
         exprs=[draw(st.none() | expression(index)) if index else None for index in range(events)],
         triggers=[
@@ -77,14 +110,16 @@ def cases(draw):
         fails=draw(st.lists(st.booleans(), min_size=steps, max_size=steps)),
         assocs=draw(
             st.lists(
-                st.tuples(event, st.just("event"), event)
-                | st.tuples(event, st.just("step"), st.integers(0, steps - 1)),
+                st.tuples(event, st.just("event"), event, delay)
+                | st.tuples(event, st.just("step"), st.integers(0, steps - 1), delay),
                 max_size=8,
             )
         ),
         calls=draw(st.lists(st.tuples(event, sequence), min_size=1, max_size=5)),
         limit=draw(st.integers(1, 4)),
         seed=draw(st.integers(0, 1000)),
+        configs=configs,
+        stumbles=[draw(st.integers(0, c.get("max_attempts", 1) - 1)) for c in configs],
         left=draw(
             st.dictionaries(st.tuples(st.integers(0, steps - 1), sequence), status, max_size=6)
         ),
@@ -92,6 +127,16 @@ def cases(draw):
 
 
 DEFAULT = {"ready": "rerun", "active": "rerun", "failure": "rerun", "success": "skip"}
+
+
+def end_of(case, task):
+    if task in case.fixed:
+        return case.fixed[task]
+    left = case.left.get(task)
+    policy = {**DEFAULT, **case.policies[task[0]]}
+    if left is not None and policy[left] == "skip":
+        return "skipped"
+    return "failure" if case.fails[task[0]] else "success"
 
 
 def model(case):
@@ -107,16 +152,11 @@ def model(case):
     while True:
         before = (len(raised), len(tasks))
         for event, sequence in list(raised):
-            for source, kind, target in case.assocs:
+            for source, kind, target, _delay in case.assocs:
                 if source == event and kind == "event":
                     raised.add((target, sequence))
-                elif source == event and (target, sequence) not in tasks:
-                    left = case.left.get((target, sequence))
-                    policy = {**DEFAULT, **case.policies[target]}
-                    if left is not None and policy[left] == "skip":
-                        tasks[target, sequence] = "skipped"
-                    else:
-                        tasks[target, sequence] = "failure" if case.fails[target] else "success"
+                elif source == event:
+                    tasks.setdefault((target, sequence), end_of(case, (target, sequence)))
         for step, sequence in tasks:
             failed = tasks[step, sequence] == "failure"
             for transition, events in case.triggers[step].items():
@@ -133,7 +173,7 @@ def model(case):
 
 
 def build(case):
-    flow = Flow()
+    flow = Flow(Config(resources=RESOURCES))
 
     def tree(expr):
         if isinstance(expr, int):
@@ -142,37 +182,57 @@ def build(case):
 
     for index, expr in enumerate(case.exprs):
         flow.add_event(f"e{index}", None if expr is None else tree(expr))
-    for index, (triggers, policy) in enumerate(zip(case.triggers, case.policies, strict=True)):
+    steps = zip(case.triggers, case.policies, case.configs, strict=True)
+    for index, (triggers, policy, config) in enumerate(steps):
         named = {key: [flow.events[f"e{e}"] for e in events] for key, events in triggers.items()}
-        flow.add_step(f"s{index}", int, (), {}, named, policy, {})
-    for event, kind, target in case.assocs:
+        flow.add_step(f"s{index}", int, (), {}, named, policy, config)
+    for event, kind, target, delay in case.assocs:
         known = flow.events if kind == "event" else flow.steps
-        flow.add_assoc(flow.events[f"e{event}"], known[f"{kind[0]}{target}"])
+        flow.add_assoc(flow.events[f"e{event}"], known[f"{kind[0]}{target}"], delay=delay)
     return flow
 
 
+def plan_of(flow, case, left, *, stops):
+    chance = random.Random(case.seed).random
+    return Plan(flow, left, case.limit, stop_on_exception=stops, resources=RESOURCES, chance=chance)
+
+
 def play(case, flow, plan):
-    """Run the plan with outcomes in a random order; return all its changes."""
+    """Run the plan with outcomes in a random order, at random times; return all its changes."""
     dice = random.Random(case.seed)
+    now = NOW
     calls = [Trigger(f"e{event}", sequence, CALL) for event, sequence in case.calls]
     cut = dice.randrange(len(calls) + 1)
-    changes = [*plan.note(calls[:cut]), *plan.advance([])]
-    late, active, seen = calls[cut:], [], 0
+    changes = [*plan.note(calls[:cut], now), *plan.advance([], now)]
+    late, active, seen, due = calls[cut:], {}, 0, {}
     while True:
-        active += [change.task for change in changes[seen:] if isinstance(change, TaskActive)]
+        for change in changes[seen:]:
+            if isinstance(change, TaskActive):
+                assert change.task not in active
+                assert due.pop(change.task, now) <= now
+                active[change.task] = change.attempt
+            elif isinstance(change, TaskRetried):
+                due[change.task] = change.due
         seen = len(changes)
         assert len(active) <= case.limit
-        if not active and not late:
+        used = collections.Counter()
+        for task in active:
+            used.update(dict(flow.steps[task.step].config.resources))
+        assert all(used[name] <= most for name, most in RESOURCES.items())
+        if not active and not late and plan.next_due is None:
             return changes
-        if late and (not active or dice.random() < 0.5):
+        if plan.next_due is not None and (not (active or late) or dice.random() < 0.3):
+            now = max(now, plan.next_due)
+            arrivals = []
+        elif late and (not active or dice.random() < 0.5):
             arrivals = [late.pop(0)]
         else:
-            task = active.pop(dice.randrange(len(active)))
-            failed = case.fails[int(task.step[1:])]
-            arrivals = [
-                TaskEnded(task, failure("x") if failed else Outcome(TaskStatus.success, ""))
-            ]
-        changes += plan.advance(arrivals)
+            now += timedelta(seconds=dice.random())
+            task = dice.choice(sorted(active, key=str))
+            failed = case.attempt_fails(int(task.step[1:]), active.pop(task))
+            outcome = failure("x") if failed else Outcome(TaskStatus.success, "")
+            arrivals = [TaskEnded(task, outcome)]
+        changes += plan.advance(arrivals, now)
 
 
 @settings(max_examples=400, deadline=None)
@@ -180,10 +240,10 @@ def play(case, flow, plan):
 def test_what_is_raised_and_run_equals_the_naive_model(case):
     flow = build(case)
     left = {
-        TaskKey(f"s{step}", sequence): Left(TaskStatus(status), 7)
+        TaskKey(f"s{step}", sequence): Left(TaskStatus(status), 7, 0, int(status == "active"))
         for (step, sequence), status in case.left.items()
     }
-    plan = Plan(flow, left, case.limit, stop_on_exception=False)
+    plan = plan_of(flow, case, left, stops=False)
     changes = play(case, flow, plan)
     raised, tasks = model(case)
 
@@ -208,18 +268,55 @@ def test_what_is_raised_and_run_equals_the_naive_model(case):
 
     created = [c.task for c in changes if isinstance(c, TaskReady)]
     started = [c.task for c in changes if isinstance(c, TaskActive)]
-    assert started == created
+    assert set(started) == set(created)
+    if not any(case.configs):
+        assert started == created
+    check_attempts(case, flow, changes)
+    check_delays(flow, changes)
     handled = all(
         flow.steps[step].handles_failure for (step, _), end in ended.items() if end == "failure"
     )
     assert plan.all_handled == handled
 
 
+def check_attempts(case, flow, changes):
+    """A task is tried until it ends well, as often as it may be, from where it was left."""
+    counted = collections.defaultdict(list)
+    for change in changes:
+        if isinstance(change, TaskReady):
+            counted[change.task] = [change.left.attempt if change.left else 0]
+        elif isinstance(change, TaskActive):
+            counted[change.task].append(change.attempt)
+    for task, (spent, *attempts) in counted.items():
+        step = int(task.step[1:])
+        most = flow.steps[task.step].config.max_attempts
+        last = most if case.fails[step] else case.stumbles[step] + 1
+        assert attempts == list(range(spent + 1, max(last, spent + 1) + 1))
+
+
+def check_delays(flow, changes):
+    """Of an event, each delayed association is set once, and by the time that was asked for."""
+    delays = [change.wait for change in changes if isinstance(change, Delayed)]
+    assert sorted(delays, key=str) == sorted(
+        (
+            (change.event, change.sequence, seconds)
+            for change in changes
+            if isinstance(change, EventRaised)
+            for seconds in flow.delayed.get(change.event, ())
+        ),
+        key=str,
+    )
+    causes = [c.cause for c in changes if isinstance(c, TaskReady | EventRaised)]
+    for cause in causes:
+        if cause.kind == "association":
+            assert cause.detail in (None, "after 0.5 s", "after 3 s")
+
+
 @settings(max_examples=200, deadline=None)
 @given(cases())
 def test_an_unhandled_failure_lets_nothing_start_after_it(case):
     flow = build(case)
-    plan = Plan(flow, {}, case.limit, stop_on_exception=True)
+    plan = plan_of(flow, case, {}, stops=True)
     stopped = False
     for change in play(case, flow, plan):
         assert not (stopped and isinstance(change, TaskActive))
@@ -228,18 +325,22 @@ def test_an_unhandled_failure_lets_nothing_start_after_it(case):
     assert plan.stopping == stopped
     waited = plan.waiting
     plan.resume()
-    changes = plan.advance([])
+    changes = plan.advance([], NOW + timedelta(days=1))
     # A start may raise events that make further tasks ready.
     waited += sum(isinstance(change, TaskReady) for change in changes)
-    assert sum(isinstance(change, TaskActive) for change in changes) == min(waited, case.limit)
+    started = sum(isinstance(change, TaskActive) for change in changes)
+    if any(config.get("resources") for config in case.configs):
+        assert bool(started) == bool(waited)
+    else:
+        assert started == min(waited, case.limit)
 
 
 def test_every_change_names_its_cause():
-    flow = Flow()
+    flow = Flow(Config())
     a = flow.add_event("a")
     b = flow.add_event("b", expr=or_(a, a))
     flow.add_assoc(b, flow.add_step("s", int, (), {}, {}, {}, {}))
-    changes = Plan(flow, {}, 1, stop_on_exception=True).advance([Trigger("a", 1, CALL)])
+    changes = Plan(flow, {}, 1, stop_on_exception=True).advance([Trigger("a", 1, CALL)], NOW)
     assert [str(change.cause) for change in changes[:3]] == [
         "call",
         "expression a a or a",
@@ -250,11 +351,11 @@ def test_every_change_names_its_cause():
 
 
 def test_a_chain_of_any_length_is_followed():
-    flow = Flow()
+    flow = Flow(Config())
     events = [flow.add_event(f"e{number}") for number in range(20_000)]
     for one, next_ in itertools.pairwise(events):
         flow.add_assoc(one, next_)
-    changes = Plan(flow, {}, 1, stop_on_exception=True).advance([Trigger("e0", 1, CALL)])
+    changes = Plan(flow, {}, 1, stop_on_exception=True).advance([Trigger("e0", 1, CALL)], NOW)
     assert len(changes) == 20_000
 
 
@@ -277,3 +378,74 @@ def test_a_part_that_stands_in_many_places_is_looked_at_once():
     gate = Gate(node)
     assert gate.is_open(gate.begin({"a"}.__contains__))
     assert not gate.is_open(gate.begin({"b"}.__contains__))
+
+
+class NaiveQueue:
+    """The rule of `Queue`, read naively."""
+
+    def __init__(self):
+        self.waiting, self.left = [], dict(RESOURCES)
+
+    def push(self, item, priority, needs):
+        self.waiting.append((item, priority, needs))
+
+    def pop(self):
+        kept = set()
+        for entry in sorted(self.waiting, key=lambda entry: -entry[1]):  # which keeps the order
+            item, _priority, needs = entry
+            if all(much <= self.left[name] and name not in kept for name, much in needs):
+                self.waiting.remove(entry)
+                self.give_back([(name, -much) for name, much in needs])
+                return item
+            kept |= {name for name, _much in needs}
+        return None
+
+    def give_back(self, needs):
+        for name, much in needs:
+            self.left[name] += much
+
+
+NEEDS = st.sampled_from(
+    [
+        (),
+        (("gpu", 1),),
+        (("gpu", 2),),
+        (("licence", 1),),
+        (("gpu", 1), ("licence", 1)),
+        (("gpu", 2), ("licence", 1)),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=40))
+def test_who_is_next_equals_the_naive_rule(moves):
+    """A move pushes something, pops, or lets one of those end that were popped."""
+    queue, naive, needs, held = Queue(RESOURCES), NaiveQueue(), {}, []
+    for number, move in enumerate(moves):
+        if isinstance(move, tuple):
+            needs[number] = move[1]
+            queue.push(number, *move)
+            naive.push(number, *move)
+        elif move is None:
+            item = queue.pop()
+            assert item == naive.pop()
+            held += [] if item is None else [item]
+        elif held:
+            ended = held.pop(move % len(held))
+            queue.give_back(needs[ended])
+            naive.give_back(needs[ended])
+        assert len(queue) == len(naive.waiting)
+    while len(queue):  # nothing starves: once all is given back, all gets its turn
+        for item in held:
+            queue.give_back(needs[item])
+        held = list(iter(queue.pop, None))
+        assert held
+
+
+def test_a_delay_grows_by_its_factor_up_to_what_is_sensible():
+    config = StepConfig(retry_delay=2, retry_backoff=3, retry_jitter=10)
+    assert [seconds_to_retry(config, attempt, 0) for attempt in (1, 2, 3)] == [2, 6, 18]
+    assert seconds_to_retry(config, 1, 0.5) == 7
+    assert seconds_to_retry(config, 10_000, 1) == LONGEST_DELAY
+    assert seconds_to_retry(StepConfig(retry_backoff=3), 10_000, 0) == 0

@@ -22,7 +22,7 @@ import eventor as evr
 from eventor import owner, sqlite, store
 from eventor.plan import TaskEnded
 from eventor.types import Outcome, TaskStatus, failure
-from tests.test_rules import DEFAULT, cases, model
+from tests.test_rules import DEFAULT, RESOURCES, cases, model
 
 FLOWS, QUICK_FLOWS = 1_200, 100
 SWEPT_FLOWS = 12
@@ -49,8 +49,8 @@ class World:
         self.name = ""
         self.starts = []
 
-    def begin_flow(self, name):
-        self.name, self.starts = name, []
+    def begin_flow(self, name, stumbles):
+        self.name, self.stumbles, self.starts = name, stumbles, []
 
     def begin_life(self, dice, failing, stopping, incident, countdown):
         self.dice, self.incident, self.countdown = dice, incident, countdown
@@ -93,13 +93,13 @@ class World:
             recovery = bases[recovery]
         return found
 
-    def tasks(self, recovery):
-        """Return the status of each task of a recovery."""
+    def tasks(self, recovery, what="status"):
+        """Return the status of each task of a recovery, or something else of its row."""
         found = self.rows(
-            "SELECT step, sequence, sequence_type, status" + OF_TASKS + " AND recovery = ?",
+            f"SELECT step, sequence, sequence_type, {what}" + OF_TASKS + " AND recovery = ?",
             recovery,
         )
-        return {(step, typed(*sequence)): status for step, *sequence, status in found}
+        return {(step, typed(*sequence)): value for step, *sequence, value in found}
 
     def is_triggered(self, line):
         query = "SELECT recovery FROM eventor_event JOIN eventor_run USING (run_id) WHERE name = ?"
@@ -117,28 +117,37 @@ class World:
         task, recovery = (key.step, key.sequence), self.ev.recovery
         assert self.tasks(recovery)[task] == "active", "launched, and not recorded as active"
         assert self.allowed is None or task in self.allowed, "launched, and was not to be"
-        self.starts.append((recovery, task))
+        self.starts.append((recovery, task, self.tasks(recovery, "attempt")[task]))
         self.running[task] = key
         self.point()
         return 1
 
     def wait(self, bell, seconds):
-        self.now += timedelta(seconds=self.dice.uniform(0, seconds))
+        self.now += timedelta(seconds=self.dice.choice([seconds, self.dice.uniform(0, seconds)]))
         ((heard_of,),) = self.rows("SELECT max(heartbeat_at)" + OF_RUN)
         lapsed = self.now.replace(tzinfo=None) - datetime.fromisoformat(heard_of)
         assert lapsed < timedelta(seconds=LEASE) or self.allowed is not None
         running = sorted(self.running, key=str)
         for task in self.dice.sample(running, self.dice.randint(0, min(3, len(running)))):
             good = Outcome(TaskStatus.success, "")
-            failed = task[0] in self.failing
+            attempt = self.tasks(self.ev.recovery, "attempt")[task]
+            failed = task[0] in self.failing or attempt <= self.stumbles[int(task[0][1:])]
             self.ended.append(TaskEnded(self.running.pop(task), failure("x") if failed else good))
 
     def collect(self):
         ended, self.ended = self.ended, []
-        failed = {end.task.step for end in ended if end.outcome.status == "failure"}
+        failed = {
+            end.task.step
+            for end in ended
+            if end.outcome.status == "failure" and self.is_last(end.task)
+        }
         if self.asked_to_stop or failed & self.stopping:
             self.allowed = ()
         return ended
+
+    def is_last(self, task):
+        attempt = self.tasks(self.ev.recovery, "attempt")[task]
+        return attempt >= self.ev._flow.steps[task.step].config.max_attempts
 
     def hurry(self):
         return []
@@ -197,7 +206,8 @@ def takeover(world):
         (world.ev.run_id, here),
     )
     world.now += timedelta(seconds=LEASE)
-    die(evr.Eventor(world.name, world.path, "recover", logging_level=100, config=QUIET))
+    mode = world.dice.choice(["recover", "continue"])
+    die(evr.Eventor(world.name, world.path, mode, logging_level=100, config=QUIET))
 
 
 INCIDENTS = (crash, crash, fault, stop, takeover)
@@ -216,6 +226,7 @@ def world(tmp_path, monkeypatch):
     for kind, name in (
         (store.Store, "begin_run"),
         (store.Store, "begin_recovery"),
+        (store.Store, "continue_run"),
         (store.Ledger, "record"),
         (store.Ledger, "define"),
         (store.Ledger, "release"),
@@ -248,11 +259,15 @@ def build(case, ev):
             int,
             triggers={key: [ev_events[e] for e in found] for key, found in triggers.items()},
             recovery=policy,
+            config=config,
         )
-        for index, (triggers, policy) in enumerate(zip(case.triggers, case.policies, strict=True))
+        for index, (triggers, policy, config) in enumerate(
+            zip(case.triggers, case.policies, case.configs, strict=True)
+        )
     ]
-    for event, kind, target in case.assocs:
-        ev.add_assoc(ev_events[event], (ev_events if kind == "event" else steps)[target])
+    for event, kind, target, delay in case.assocs:
+        targets = ev_events if kind == "event" else steps
+        ev.add_assoc(ev_events[event], targets[target], delay=delay)
     return ev_events
 
 
@@ -269,51 +284,80 @@ def policy_of(case, task):
 
 
 def check_starts(case, world, recovery, left):
-    """What was started was asked to run by its policy, once, and at most once where it says so."""
-    started = [task for number, task in world.starts if number == recovery]
+    """What was started was asked to run by its policy, once an attempt, and no more than it may."""
+    started = [start for start in world.starts if start[0] == recovery]
     assert len(started) == len(set(started))
-    for task in started:
+    for _recovery, task, _attempt in started:
         assert task not in left or policy_of(case, task)[left[task]] == "rerun"
     line = world.line(recovery)
-    along = collections.Counter(task for number, task in world.starts if number in line)
+    along = collections.Counter(task for number, task, _attempt in world.starts if number in line)
     for task, count in along.items():
         policy = policy_of(case, task)
         never_again = {policy[status] for status in ("active", "success", "failure")} == {"skip"}
-        assert count == 1 or not never_again, f"{task} had to run at most once"
+        most = case.configs[int(task[0][1:])].get("max_attempts", 1)
+        assert count <= most or not never_again, f"{task} had to run at most {most} times"
 
 
-def check_whole(case, world, left, ev):
+def ended(world, recovery):
+    """Return how the tasks of a recovery have ended, of those that have, as the model tells it."""
+    replays = world.tasks(recovery, "replay")
+    return {
+        (int(step[1:]), sequence): "skipped" if replays[step, sequence] == "skip" else status
+        for (step, sequence), status in world.tasks(recovery).items()
+        if status in ("success", "failure")
+    }
+
+
+def check_whole(case, world, left, before, ev):
     """A recovery that came to its end did what the naive model expects."""
     now = dataclasses.replace(
         case,
         fails=[f"s{index}" in world.failing for index in range(len(case.fails))],
         left={(int(step[1:]), sequence): status for (step, sequence), status in left.items()},
+        fixed=before,
     )
     raised, expected = model(now)
-    assert {
-        (int(task.step[1:]), task.sequence): "skipped"
-        if task.replay == "skip"
-        else str(task.status)
-        for task in ev.tasks()
-    } == expected
+    assert ended(world, ev.recovery) == expected
+    assert [task.attempt for task in ev.tasks()] == [
+        task.attempts[-1].number if task.attempts else 0 for task in ev.tasks()
+    ]
+    for task in ev.tasks():
+        numbers = [attempt.number for attempt in task.attempts]
+        assert numbers == list(range(1, task.attempt + 1))
     events = [(int(event.event[1:]), event.sequence) for event in ev.events()]
     assert collections.Counter(events) == collections.Counter(raised)
 
 
-def check_preview(world, ev, preview):
+def done_so_far(world, recovery):
+    """Return what a recovery has started, skipped, and raised again."""
+    replays = world.tasks(recovery, "replay")
+    again = world.rows(
+        "SELECT event, sequence, sequence_type FROM eventor_event JOIN eventor_run USING (run_id)"
+        " WHERE name = ? AND recovery = ? AND cause_kind = 'recovery'",
+        recovery,
+    )
+    return (
+        {(task, attempt) for number, task, attempt in world.starts if number == recovery},
+        {task for task, _end in ended(world, recovery).items() if replays[named(task)] == "skip"},
+        {(event, typed(*sequence)) for event, *sequence in again},
+    )
+
+
+def named(task):
+    return (f"s{task[0]}", task[1])
+
+
+def check_preview(world, ev, preview, before):
     """What was foreseen of one call of `ev()` is what it did."""
-    started = [task for recovery, task in world.starts if recovery == ev.recovery]
-    skipped = [(task.step, task.sequence) for task in ev.tasks() if task.replay == "skip"]
-    again = [
-        (event.event, event.sequence) for event in ev.events() if event.cause.kind == "recovery"
-    ]
-    assert sorted(started, key=str) == sorted(((t.step, t.sequence) for t in preview.runs), key=str)
-    assert sorted(skipped, key=str) == sorted(
-        ((t.step, t.sequence) for t in preview.skips), key=str
+    started, skipped, again = (
+        now - then for now, then in zip(done_so_far(world, ev.recovery), before, strict=True)
     )
-    assert sorted(again, key=str) == sorted(
-        ((t.event, t.sequence) for t in preview.triggers), key=str
-    )
+    for seen, foreseen in (
+        ({task for task, _attempt in started}, [(t.step, t.sequence) for t in preview.runs]),
+        (set(map(named, skipped)), [(t.step, t.sequence) for t in preview.skips]),
+        (again, [(t.event, t.sequence) for t in preview.triggers]),
+    ):
+        assert sorted(seen, key=str) == sorted(foreseen, key=str)
 
 
 def unhandled(case):
@@ -335,14 +379,19 @@ class Life:
         """Live, and tell whether all was done."""
         bases = self.world.recoveries()
         arguments = {}
-        base = max(bases, default=None)
-        if bases:
-            arguments["run_mode"] = evr.RunMode.recover
-            if self.dice.random() < 0.2:
-                base = arguments["recovery_run"] = self.dice.choice(list(bases))
+        base, before = max(bases, default=None), {}
         line = [] if base is None else self.world.line(base)
+        bases_of_left = line
+        if bases:
+            mode = arguments["run_mode"] = evr.RunMode(self.dice.choice(["recover", "continue"]))
+            if mode is evr.RunMode.continue_:
+                bases_of_left = line[1:]
+                before = ended(self.world, base) | self.interrupted(base)
+            elif self.dice.random() < 0.2:
+                base = arguments["recovery_run"] = self.dice.choice(list(bases))
+                bases_of_left = line = self.world.line(base)
         left = {}
-        for recovery in reversed(line):
+        for recovery in reversed(bases_of_left):
             left |= self.world.tasks(recovery)
         config = {
             **QUIET,
@@ -350,6 +399,7 @@ class Life:
             "stop_on_exception": self.stops,
             "strict_recovery": True,
             "lease_seconds": LEASE,
+            "resources": RESOURCES,
         }
         name, path = self.world.name, self.world.path
         try:
@@ -363,7 +413,7 @@ class Life:
             try:
                 # A program that finds its triggers recorded need not raise them again.
                 again = not self.world.is_triggered(line) or self.dice.random() < 0.3
-                done = self.run(ev, left, again=again)
+                done = self.run(ev, left, before, again=again)
                 ev.close()
             except (Crash, evr.StoreError, evr.OwnershipError):
                 assert self.world.hit
@@ -371,23 +421,37 @@ class Life:
             check_starts(self.case, self.world, ev.recovery, left)
         return done
 
-    def run(self, ev, left, *, again):
+    def depends_on_time(self):
+        """Tell whether the order in which tasks end is not that in which they start."""
+        retried = any(config.get("max_attempts", 1) > 1 for config in self.case.configs)
+        return self.case.limit > 1 or retried or any(assoc[3] for assoc in self.case.assocs)
+
+    def interrupted(self, recovery):
+        """Return the tasks that count as a success when a recovery is continued, if any."""
+        return {
+            (int(step[1:]), sequence): "skipped"
+            for (step, sequence), status in self.world.tasks(recovery).items()
+            if status == "active" and policy_of(self.case, (step, sequence))["active"] == "skip"
+        }
+
+    def run(self, ev, left, before, *, again):
         events = build(self.case, ev)
         if again:
             for event, sequence in self.case.calls:
                 ev.trigger_event(events[event], sequence)
         preview = ev.preview(self.world.failing)
+        so_far = done_so_far(self.world, ev.recovery)
         whole = ev()
         # Where a failure stops the flow, it matters which step ends first; else it does not.
-        if not self.world.hit and not (self.stops and self.case.limit > 1):
-            check_preview(self.world, ev, preview)
-        while ev.tasks(status="ready"):
+        if not self.world.hit and not (self.stops and self.depends_on_time()):
+            check_preview(self.world, ev, preview, so_far)
+        while ev.tasks(status="ready") or ev._plan.delayed:
             assert not whole
             if self.dice.random() < 0.5:
                 return False
             self.world.begin_call()
             whole = ev()
-        check_whole(self.case, self.world, left, ev)
+        check_whole(self.case, self.world, left, before, ev)
         return True
 
 
@@ -404,7 +468,7 @@ def live(case, world, name, first=None):
         Whether its first life was hit.
     """
     dice = random.Random(case.seed)
-    world.begin_flow(name)
+    world.begin_flow(name, case.stumbles)
     incidents = collections.deque([first] if first else [])
     for _ in range(dice.randrange(1, 5)):
         incidents.append((dice.choice(INCIDENTS), dice.randrange(dice.choice(POINTS))))

@@ -1,6 +1,7 @@
 """The store under other hands: what other programs read, and what happens when it cannot write."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import sqlite3
@@ -46,10 +47,29 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
     ev.close()
     make(name="mine", run_mode="recover").close()
     assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
-    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(3,)]
+    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(4,)]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+UNDO = {
+    3: (
+        "ALTER TABLE eventor_task DROP COLUMN due_at",
+        "DROP TABLE eventor_attempt",
+        "DROP TABLE eventor_delay",
+    ),
+    2: (
+        "ALTER TABLE eventor_recovery ADD COLUMN definition TEXT",
+        "UPDATE eventor_recovery SET definition = (SELECT definition FROM eventor_definition)",
+        "DROP TABLE eventor_definition",
+    ),
+    1: (
+        "ALTER TABLE eventor_recovery DROP COLUMN keeper_pid",
+        "ALTER TABLE eventor_recovery DROP COLUMN keeper_began",
+    ),
+}
+"""What makes a store of the version before out of one that has no more than one recovery."""
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path, version):
     def build(**arguments):
         ev = make(**arguments)
@@ -62,13 +82,8 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path,
     assert ev() is True
     ev.close()
     store = tmp_path / "flow.db"
-    sql(store, "ALTER TABLE eventor_recovery ADD COLUMN definition TEXT")
-    written = "SELECT definition FROM eventor_definition"
-    sql(store, f"UPDATE eventor_recovery SET definition = ({written})")
-    sql(store, "DROP TABLE eventor_definition")
-    if version == 1:
-        for column in ("keeper_pid", "keeper_began"):
-            sql(store, f"ALTER TABLE eventor_recovery DROP COLUMN {column}")
+    for undo in itertools.chain(*(UNDO[step] for step in (3, 2, 1) if step >= version)):
+        sql(store, undo)
     sql(store, f"UPDATE eventor_schema SET version = {version}")
     ev, go = build(run_mode=evr.RunMode.recover)
     ev.add_assoc(go, ev.add_step("another", func=int))
@@ -78,9 +93,12 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path,
     assert sql(
         store, "SELECT version, keeper_pid IS NULL FROM eventor_schema, eventor_recovery"
     ) == [
-        (3, 1 if version == 1 else 0),
-        (3, 0),
+        (4, 1 if version == 1 else 0),
+        (4, 0),
     ]
+    fresh = make(store=tmp_path / "fresh.db")._store.location.path
+    columns = "SELECT t.name, c.name, c.type FROM sqlite_schema t, pragma_table_info(t.name) c"
+    assert sorted(sql(store, columns)) == sorted(sql(fresh, columns))
 
 
 def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_path, monkeypatch):

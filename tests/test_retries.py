@@ -1,0 +1,220 @@
+"""Retries: a failed task is tried again, and each attempt is on record."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+import eventor as evr
+from tests.conftest import sql, statuses, wait_until
+
+
+@pytest.fixture
+def flaky(tmp_path):
+    """Return a function that fails as often as it is told, whatever process it runs in."""
+    count = tmp_path / "count"
+
+    def run(times, fail=lambda: int("x")):
+        with count.open("a") as file:
+            file.write("!")
+        return "done" if len(count.read_text()) > times else fail()
+
+    run.count = lambda: len(count.read_text()) if count.exists() else 0
+    return run
+
+
+def one_step(make, func, *args, config, eventor_config=None, **arguments):
+    """Make a flow of one step, with events at its ends, and trigger it."""
+    ev = make(config=eventor_config, **arguments)
+    go, good, bad = (ev.add_event(name) for name in ("go", "good", "bad"))
+    triggers = {"at_success": good, "at_failure": bad}
+    ev.add_assoc(go, ev.add_step("s", func, args=args, triggers=triggers, config=config))
+    if not arguments:
+        ev.trigger_event(go, 1)
+    return ev
+
+
+@pytest.mark.parametrize("most", [1, None])
+def test_a_task_is_tried_until_it_ends_well(make, flaky, debug_log, most):
+    config = {"max_attempts": 3}
+    ev = one_step(make, flaky, 2, config=config, eventor_config={"max_tasks_per_child": most})
+    assert ev() is True
+    (task,) = ev.tasks()
+    assert (task.status, task.attempt, task.result, task.error) == ("success", 3, "done", None)
+    assert [attempt.number for attempt in task.attempts] == [1, 2, 3]
+    assert [attempt.status for attempt in task.attempts] == ["failure", "failure", "success"]
+    first, second, third = task.attempts
+    assert first.error == second.error == "ValueError: invalid literal for int() with base 10: 'x'"
+    assert "flaky" in first.traceback or "run" in first.traceback
+    assert (first.pid, third.pid) != (None, None)
+    assert first.started_at <= first.ended_at <= second.started_at <= third.started_at
+    assert (third.started_at, third.ended_at) == (task.started_at, task.ended_at)
+    assert [event.event for event in ev.events()] == ["go", "good"]
+    log = debug_log()
+    assert "Step s[1] failed in attempt 1 of 3, and is tried again at once: ValueError" in log
+    assert log.count("Step completed s[1]") == 1
+
+
+def test_a_failure_counts_when_the_last_attempt_has_failed(make, flaky):
+    ev = one_step(make, flaky, 9, config={"max_attempts": 2})
+    assert ev() is True  # its at_failure trigger handles it
+    (task,) = ev.tasks()
+    assert (task.status, task.attempt, len(task.attempts)) == ("failure", 2, 2)
+    assert [event.event for event in ev.events()] == ["go", "bad"]
+    assert flaky.count() == 2
+
+
+def test_an_attempt_that_is_not_the_last_does_not_stop_the_flow(make, flaky):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", flaky, args=(1,), config={"max_attempts": 2}))
+    ev.add_assoc(go, ev.add_step("other", int))
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    assert statuses(ev) == {"s[1]": "success", "other[1]": "success"}
+
+
+def test_a_delay_does_not_hold_a_slot_and_grows(make, flaky):
+    config = {"max_attempts": 3, "retry_delay": 0.05, "retry_backoff": 3}
+    ev = one_step(make, flaky, 2, config=config)
+    ev.add_assoc(ev._flow.events["go"], ev.add_step("other", int))
+    assert ev() is True
+    task, other = ev.tasks()
+    first, second, third = task.attempts
+    assert (second.started_at - first.ended_at).total_seconds() >= 0.05
+    assert (third.started_at - second.ended_at).total_seconds() >= 0.15
+    # With one slot, and ready after it, the other has run in the delay.
+    assert other.ended_at <= second.started_at
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("fail", "retry_on", "attempts"),
+    [
+        (lambda: {}["x"], (KeyError, OSError), 3),
+        (lambda: {}["x"], LookupError, 3),
+        (lambda: {}["x"], OSError, 1),
+        (lambda: {}["x"], [], 1),
+        (lambda: {}["x"], None, 3),
+        (die, None, 3),
+        (die, Exception, 1),
+        (lambda: os._exit(3), None, 3),
+        (lambda: os._exit(3), (Exception,), 1),
+    ],
+)
+def test_what_is_tried_again(make, flaky, fail, retry_on, attempts):
+    config = {"max_attempts": 3, "retry_on": retry_on}
+    ev = one_step(make, flaky, 9, fail, config=config)
+    ev()
+    assert flaky.count() == attempts
+    assert ev.tasks()[0].attempt == attempts
+
+
+FLAKY = """
+    import os, sys
+    import eventor as evr
+
+    def slow():
+        with open("count", "a") as file:
+            file.write("!")
+        count = len(open("count").read())
+        if count in (1, 3):
+            raise ValueError("no")
+        if count == 2:
+            open("ready", "w").close()
+            while True:
+                __import__("time").sleep(60)
+
+    config = {"logdir": "."}
+    ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config)
+    go = ev.add_event("go")
+    retries = {"max_attempts": int(sys.argv[2])}
+    ev.add_assoc(go, ev.add_step("s", slow, config=retries))
+    ev.trigger_event(go, 1)
+    print(ev())
+    print([(a.number, str(a.status), a.error) for a in ev.tasks()[0].attempts])
+"""
+
+
+@pytest.mark.parametrize("mode", ["recover", "continue"])
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_after_a_crash_the_attempts_that_were_spent_count(start, tmp_path, mode, most):
+    """The second is killed with its owner; the third fails, the fourth would end well.
+
+    Where the crash took the last, one more is granted: the policy says that it is to run.
+    """
+    owner = start(FLAKY, "restart", str(most))
+    wait_until((tmp_path / "ready").exists)
+    owner.kill()
+    owner.wait()
+    told, _ = start(FLAKY, mode, str(most)).communicate(timeout=30)
+    third = [
+        (1, "failure", "ValueError: no"),
+        (2, "active", None),
+        (3, "failure", "ValueError: no"),
+    ]
+    if most == 4:
+        assert told == f"True\n{[*third, (4, 'success', None)]}\n"
+    else:
+        assert told == f"False\n{third}\n"
+
+
+def test_a_recovery_waits_for_what_is_left_of_a_delay(make, tmp_path, flaky):
+    config = {"max_attempts": 2, "retry_delay": 3600}
+    ev = one_step(make, flaky, 1, config=config)
+    assert ev.run(max_loops=1) is False
+    (task,) = ev.tasks()
+    assert (task.status, task.attempt, task.started_at, task.pid) == ("ready", 1, None, None)
+    assert (task.due_at - task.attempts[0].ended_at).total_seconds() > 3500
+    ev.close()
+    past = "datetime('now', '-1 second')"
+    sql(tmp_path / "flow.db", f"UPDATE eventor_task SET due_at = {past}")
+    ev = one_step(make, flaky, 1, config=config, run_mode="recover")
+    assert ev.preview().runs[0].previous == "ready"
+    assert ev() is True
+    (task,) = ev.tasks()
+    assert (task.status, task.attempt, task.due_at) == ("success", 2, None)
+    assert [attempt.status for attempt in task.attempts] == ["failure", "success"]
+
+
+def test_a_failure_that_is_rerun_has_all_its_attempts_again(make, flaky):
+    ev = one_step(make, flaky, 4, config={"max_attempts": 3})
+    ev()
+    ev.close()
+    ev = one_step(make, flaky, 4, config={"max_attempts": 3}, run_mode="recover")
+    assert ev() is True
+    (task,) = ev.tasks()
+    assert (task.attempt, [a.number for a in task.attempts]) == (2, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"max_attempts": 0}, "max_attempts in the config of step 's' is 0; expected a whole num"),
+        ({"max_attempts": True}, "max_attempts .* is True; expected a whole number, at least 1"),
+        ({"retry_delay": -1}, "retry_delay .* is -1; expected a finite number of seconds"),
+        ({"retry_delay": 1e12}, "retry_delay .*; expected a number of seconds from 0 to 1,000,000"),
+        ({"retry_backoff": 0}, "retry_backoff .* is 0; expected a finite number above 0"),
+        ({"retry_jitter": "1"}, "retry_jitter .* is '1'; expected"),
+        ({"retry_on": "OSError"}, "retry_on .* is 'OSError'; expected an exception class, a tuple"),
+        ({"retry_on": (int,)}, "retry_on .* expected an exception class"),
+        ({"max_retries": 3}, "has no key 'max_retries'; did you mean 'max_attempts'|known are"),
+    ],
+)
+def test_bad_values_are_named(make, config, words):
+    ev = make()
+    with pytest.raises(evr.ConfigError, match=words):
+        ev.add_step("s", int, config=config)
+    ev.add_step("s", int)
+
+
+def test_the_classes_reach_a_spawned_process(make):
+    context = multiprocessing.get_context("spawn")
+    config = {"max_attempts": 2, "retry_on": (OSError, ValueError)}
+    ev = one_step(make, int, "x", config=config, eventor_config={"task_construct": context.Process})
+    assert ev() is True
+    assert [attempt.status for attempt in ev.tasks()[0].attempts] == ["failure", "failure"]
