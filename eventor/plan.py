@@ -246,7 +246,7 @@ class Plan:
         self._timers: list[tuple[datetime, int, TaskKey | Wait]] = []
         self._timer = 0
         self._retrying = 0
-        self._leading_on = 0
+        self._leading_on: set[TaskKey] = set()
         self._agenda: deque[EventRaised] = deque()
         self._noted: deque[tuple[EventRaised, datetime]] = deque()
         self._standing: dict[TaskKey, Left] = {}
@@ -279,7 +279,7 @@ class Plan:
         """How many tasks may start when those that are active end."""
         if self._stopping:
             return 0
-        return min(len(self._active), len(self._ready) + self._leading_on)
+        return min(len(self._active), len(self._ready) + len(self._leading_on))
 
     @property
     def next_due(self) -> datetime | None:
@@ -508,7 +508,8 @@ class Plan:
         step = self._flow.steps[task.step]
         attempt = self._attempts.pop(task, 0) + 1
         self._active[task] = attempt
-        self._leading_on += step.leads_on
+        if step.leads_on:
+            self._leading_on.add(task)
         self._changes.append(TaskActive(task, attempt))
         self._transition(step, task.sequence, StepTriggers.at_active)
 
@@ -516,7 +517,7 @@ class Plan:
         task, outcome = change.task, change.outcome
         attempt = self._active.pop(task)
         step = self._flow.steps[task.step]
-        self._leading_on -= step.leads_on
+        self._leading_on.discard(task)
         self._ready.give_back(step.config.resources)
         if outcome.status is TaskStatus.success:
             end = StepTriggers.at_success
