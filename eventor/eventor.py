@@ -111,6 +111,7 @@ class Eventor:
         self._resumed = False
         self._again: list[Trigger] = []
         self._broken: str | None = None
+        self._recorded = -1
         self._running = threading.Lock()
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
@@ -222,6 +223,57 @@ class Eventor:
         """
         self._check_usable()
         return self._flow.add_step(name, func, args, kwargs, triggers, recovery, config)
+
+    def step(
+        self,
+        after: ExprLike | None = None,
+        *,
+        name: str | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] = {},
+        triggers: Mapping[StepTriggers, Event | Iterable[Event]] = {},
+        recovery: Mapping[TaskStatus | StepTriggers | str, StepReplay] = {},
+        config: Mapping[str, Any] = {},
+    ) -> Callable[[Callable[..., Any]], Step]:
+        """Make a function a step, and say what leads to it: `add_step` and `add_assoc` in one.
+
+        It is a decorator, written `@ev.step(after=...)` or `@ev.step()`. What bears the function's
+        name is then the step; called, it calls the function.
+
+        Args:
+            after: the event that leads to it, or an expression, for which the event
+                `<step>.after` is made; None for nothing so far.
+            name: as in `add_step`; by default the function's `__name__`.
+            args: as in `add_step`.
+            kwargs: as in `add_step`.
+            triggers: as in `add_step`.
+            recovery: as in `add_step`.
+            config: as in `add_step`.
+
+        Returns:
+            What makes a function a step, and raises the errors of `add_step`. After an error
+            nothing is defined.
+
+        Raises:
+            DefinitionError: `after` is no event or expression of this Eventor.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        what = "what a step is to come after"
+        if callable(after):
+            raise DefinitionError(
+                f"{what} is {after!r}; expected an event, such as the `success` of a step, or an "
+                "expression; without one, write `@ev.step()`"
+            )
+        leading = None if after is None else self._flow.own_expression(after, what)
+
+        def define(func: Callable[..., Any]) -> Step:
+            self._check_usable()
+            return self._flow.add_step_after(
+                leading, name, func, args, kwargs, triggers, recovery, config
+            )
+
+        return define
 
     def add_assoc(self, event: Event, *assocs: Event | Step, delay: float = 0) -> None:
         """Let an event lead to events and steps (interface: `add_assoc`).
@@ -471,7 +523,7 @@ class Eventor:
             self._resume_run()
         self._raise_again()
         try:
-            self._ledger.define(self._flow.definition())
+            self._define()
             self._note_triggers()
             self._plan.resume()
             loop = Loop(
@@ -491,6 +543,8 @@ class Eventor:
                 _now,
             )
             whole = loop.run(max_loops)
+            if self._define():
+                self._ledger.record([], _now())
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
             raise
@@ -508,6 +562,14 @@ class Eventor:
         ]
         self._report_end(reason, " and ".join(left), paused=loop.paused)
         return whole and self._plan.all_handled and not left
+
+    def _define(self) -> bool:
+        """Have the flow's definition recorded with what comes next, if it has grown."""
+        if self._recorded == self._flow.revision:
+            return False
+        self._recorded = self._flow.revision  # before it is read: another thread may define more
+        self._ledger.define(self._flow.definition())
+        return True
 
     def _report_end(self, reason: str | None, left: str, *, paused: bool) -> None:
         if self._broken is not None:

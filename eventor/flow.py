@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -39,7 +38,14 @@ class Event(Atom):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A step, as `Eventor.add_step` returns it.
+    """A step, as `Eventor.add_step` returns it; called, it calls its function here and now.
+
+    Its events `ready`, `active`, `success`, `failure` and `complete` stand wherever an event may.
+    Each is made on first use, named `<step>.success` and so on, and the step's `triggers` raise it
+    from then on. So whoever looks at `failure` or `complete` has the failure handled.
+
+    Raises:
+        DefinitionError: the program has defined an event of that name itself.
 
     Attributes:
         name: unique among the steps of its Eventor.
@@ -53,12 +59,52 @@ class Step:
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    triggers: Mapping[StepTriggers, tuple[Event, ...]]
+    triggers: dict[StepTriggers, tuple[Event, ...]]
     recovery: Mapping[TaskStatus, StepReplay]
     config: StepConfig
+    _flow: Flow
 
     def __repr__(self) -> str:
         return f"Step({self.name!r})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call its function here and now; nothing is recorded."""
+        return self.func(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function, for `inspect.signature` and its like."""
+        return self.func
+
+    @property
+    def ready(self) -> Event:
+        """The event that its task is ready to run."""
+        return self._flow.event_of(self, StepTriggers.at_ready)
+
+    @property
+    def active(self) -> Event:
+        """The event that its task is running."""
+        return self._flow.event_of(self, StepTriggers.at_active)
+
+    @property
+    def success(self) -> Event:
+        """The event that its task ended well."""
+        return self._flow.event_of(self, StepTriggers.at_success)
+
+    @property
+    def failure(self) -> Event:
+        """The event that its task failed, which is thereby handled."""
+        return self._flow.event_of(self, StepTriggers.at_failure)
+
+    @property
+    def complete(self) -> Event:
+        """The event that its task ended, well or not; a failure is thereby handled."""
+        return self._flow.event_of(self, StepTriggers.at_complete)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of the steps whose results it is called with."""
+        return ()
 
     @property
     def handles_failure(self) -> bool:
@@ -85,6 +131,7 @@ class Flow:
         expressed: for an event's name, the events whose expressions name it.
         delayed: for an event's name, what it leads to by association some seconds later.
         gates: for the name of an event that has an expression, its gate.
+        revision: grows with each definition.
 
     Args:
         config: the Eventor's.
@@ -98,16 +145,39 @@ class Flow:
         self.delayed: dict[str, dict[float, dict[Event | Step, None]]] = {}
         self.expressed: dict[str, list[Event]] = {}
         self.gates: dict[str, Gate] = {}
+        self.revision = 0
+        self._of_steps: dict[tuple[str, StepTriggers], Event] = {}
 
     def add_event(self, name: str, expr: ExprLike | None = None) -> Event:
         """Define an event; see `Eventor.add_event`."""
         name = self._new_name("event", name, self.events)
-        tree = None if expr is None else self._own_expression(expr, name)
+        what = f"part of the expression of event {name!r}"
+        tree = None if expr is None else self.own_expression(expr, what)
         event = self.events[name] = Event(name, tree)
         if tree is not None:
             self.gates[name] = Gate(tree)
             for atom in atoms(tree):
                 self.expressed.setdefault(atom.name, []).append(event)
+        self.revision += 1
+        return event
+
+    def event_of(self, step: Step, transition: StepTriggers) -> Event:
+        """Return the event of a step's own that `transition` raises; it is made on first use.
+
+        Raises:
+            DefinitionError: the program has defined an event of its name.
+        """
+        known = self._of_steps.get((step.name, transition))
+        if known is not None:
+            return known
+        name = f"{step.name}.{transition.removeprefix('at_')}"
+        if name in self.events:
+            raise DefinitionError(
+                f"step {step.name!r} cannot have its own event {name!r}: the program has defined "
+                "an event of that name itself; give that another name"
+            )
+        event = self._of_steps[step.name, transition] = self.add_event(name)
+        step.triggers[transition] = (*step.triggers.get(transition, ()), event)
         return event
 
     def add_step(
@@ -122,6 +192,8 @@ class Flow:
     ) -> Step:
         """Define a step; see `Eventor.add_step`."""
         name = self._new_name("step", name, self.steps)
+        if isinstance(func, Step):
+            func = func.func
         if not callable(func):
             raise DefinitionError(f"func of step {name!r} is {func!r}; expected a callable")
         if not isinstance(args, tuple | list):
@@ -140,7 +212,39 @@ class Flow:
             self._triggers(triggers, name),
             _recovery(recovery, name),
             read_step_config(config, name, self._config),
+            self,
         )
+        self.revision += 1
+        return step
+
+    def add_step_after(
+        self, after: Expr | None, name: str | None, func: Callable[..., Any], *rest: Any
+    ) -> Step:
+        """Define a step and what leads to it, both or neither; see `Eventor.step`.
+
+        Args:
+            after: what leads to it, as `own_expression` returns it.
+            name: its name; None is that of `func`.
+            func: what it calls.
+            rest: what else `add_step` takes.
+        """
+        if isinstance(func, Step):
+            func = func.func
+        if name is None:
+            name = getattr(func, "__name__", None)
+            if name is None:
+                raise DefinitionError(
+                    f"the step that calls {func!r} needs a `name`, since that has no __name__"
+                )
+        if after is not None and not isinstance(after, Event):
+            name = self._new_name("step", name, self.steps)
+            leading = self._new_name("event", f"{name}.after", self.events)
+            step = self.add_step(name, func, *rest)
+            self.add_assoc(self.add_event(leading, after), step)
+            return step
+        step = self.add_step(name, func, *rest)
+        if after is not None:
+            self.add_assoc(after, step)
         return step
 
     def add_assoc(self, event: Event, *assocs: Event | Step, delay: float = 0) -> None:
@@ -168,6 +272,18 @@ class Flow:
         else:
             targets = self.associated.setdefault(event.name, {})
         targets.update(dict.fromkeys(assocs))
+        self.revision += 1
+
+    def own_expression(self, expr: ExprLike, what: str) -> Expr:
+        """Return the tree of an expression, if it is over events of this flow.
+
+        Raises:
+            DefinitionError: it is not; `what` says where its parts were given.
+        """
+        tree = expression(expr)
+        for atom in atoms(tree):
+            self.own_event(atom, what)
+        return tree
 
     def own_event(self, value: object, what: str) -> Event:
         """Return `value` if it is an event of this flow.
@@ -197,11 +313,12 @@ class Flow:
         """Return the whole flow as plain data, for the store: names and words, no objects.
 
         Each thing is made when it is asked for: together, they are larger than the flow itself.
+        Another thread may define more meanwhile.
         """
         return {
             "events": (
                 {"name": event.name, "expr": None if event.expr is None else postfix(event.expr)}
-                for event in self.events.values()
+                for event in tuple(self.events.values())
             ),
             "steps": (
                 {
@@ -209,30 +326,24 @@ class Flow:
                     "func": qualified_name(step.func),
                     "triggers": {
                         status.value: [event.name for event in raised]
-                        for status, raised in step.triggers.items()
+                        for status, raised in tuple(step.triggers.items())
                     },
                     "recovery": {
                         status.value: replay.value for status, replay in step.recovery.items()
                     },
                     "config": _config(step.config),
                 }
-                for step in self.steps.values()
+                for step in tuple(self.steps.values())
             ),
-            "assocs": itertools.chain(
-                (_assoc(event, targets) for event, targets in self.associated.items()),
-                (
-                    _assoc(event, targets) | {"delay": seconds}
-                    for event, delays in self.delayed.items()
-                    for seconds, targets in delays.items()
-                ),
-            ),
+            "assocs": self._associations(),
         }
 
-    def _own_expression(self, expr: ExprLike, event: str) -> Expr:
-        tree = expression(expr)
-        for atom in atoms(tree):
-            self.own_event(atom, f"part of the expression of event {event!r}")
-        return tree
+    def _associations(self) -> Iterator[dict[str, Any]]:
+        for event, targets in tuple(self.associated.items()):
+            yield _assoc(event, tuple(targets))
+        for event, delays in tuple(self.delayed.items()):
+            for seconds, targets in tuple(delays.items()):
+                yield _assoc(event, tuple(targets)) | {"delay": seconds}
 
     def _triggers(
         self, given: Mapping[Any, Event | Iterable[Event]], step: str
