@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventor import drift
+from eventor import check, drift
 from eventor.config import read_config, read_level, read_max_loops, read_word, unknown
 from eventor.errors import (
     ConfigError,
@@ -35,6 +35,7 @@ from eventor.store import Store, locate
 from eventor.types import (
     Cause,
     CauseKind,
+    Finding,
     PlannedTask,
     PlannedTrigger,
     Preview,
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
 _KEEPER_SECONDS = 10.0
 
 _CALL = Cause(CauseKind.call)
+
+_WARNED = 20
+"""How many findings of a check are logged one by one."""
 
 
 class Eventor:
@@ -112,6 +116,7 @@ class Eventor:
         self._again: list[Trigger] = []
         self._broken: str | None = None
         self._recorded = -1
+        self._checked = False
         self._running = threading.Lock()
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
@@ -432,6 +437,29 @@ class Eventor:
             tuple(changed),
         )
 
+    def check(self) -> list[Finding]:
+        """Look for what is wrong with the flow as it is defined by now; nothing is run.
+
+        Found are steps to which no event leads, events that nothing raises, expressions that can
+        never hold, and steps that use a result which cannot be there by then. It is taken that an
+        event which the flow itself can raise is triggered by nobody else, unless it was already.
+        `ev()` logs what is found, as warnings, at its first call.
+
+        Returns:
+            What was found; empty for a flow with which nothing is seen to be wrong.
+
+        Raises:
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, running, or was made by another process.
+        """
+        self._check_usable()
+        if not self._running.acquire(blocking=False):
+            raise UsageError("ev() is running; its flow cannot be checked before it ends")
+        try:
+            return self._findings()
+        finally:
+            self._running.release()
+
     def stop(self) -> None:
         """Let `ev()` start nothing more: what runs finishes and is recorded, then it returns.
 
@@ -522,6 +550,7 @@ class Eventor:
         if not self._resumed:
             self._resume_run()
         self._raise_again()
+        self._warn()
         try:
             self._define()
             self._note_triggers()
@@ -562,6 +591,23 @@ class Eventor:
         ]
         self._report_end(reason, " and ".join(left), paused=loop.paused)
         return whole and self._plan.all_handled and not left
+
+    def _findings(self) -> list[Finding]:
+        before = self._again if self._resumed else self._ledger.triggers()
+        waiting = {trigger.event for trigger in (*before, *self._inbox.peek())}
+        return check.findings(self._flow, waiting | self._plan.raised)
+
+    def _warn(self) -> None:
+        """Log what is wrong with the flow, once."""
+        if self._checked:
+            return
+        self._checked = True
+        found = self._findings()
+        for finding in found[:_WARNED]:
+            self._journal.say(logging.WARNING, finding.message, "loop_session_start")
+        if len(found) > _WARNED:
+            message = f"{len(found) - _WARNED} more warnings of this kind are in ev.check()"
+            self._journal.say(logging.WARNING, message, "loop_session_start")
 
     def _define(self) -> bool:
         """Have the flow's definition recorded with what comes next, if it has grown."""

@@ -184,7 +184,7 @@ class Gate:
 
 def text(expr: Expr) -> str:
     """Return `expr` as a person writes it: `a and (b or c)`."""
-    written = _fold(
+    written = fold(
         expr,
         lambda atom: atom.name,
         lambda operator, parts: (
@@ -214,7 +214,7 @@ def postfix(expr: Expr) -> list[str | dict[str, int]]:
     return written
 
 
-def _fold(expr: Expr, leaf: Callable[[Atom], T], join: Callable[[Operator, list[T]], T]) -> T:
+def fold(expr: Expr, leaf: Callable[[Atom], T], join: Callable[[Operator, list[T]], T]) -> T:
     """Compute a value from the leaves up; a part that stands in several places once."""
     values: dict[int, T] = {}
     agenda = [expr]

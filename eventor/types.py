@@ -192,6 +192,37 @@ class Preview:
         return "\n".join(lines) or "nothing to do"
 
 
+class FindingKind(StrEnum):
+    """The kinds of what `Eventor.check` finds."""
+
+    unreachable_step = "unreachable_step"
+    """No event leads to the step."""
+    unraised_event = "unraised_event"
+    """The event leads to something; nothing has raised it, and nothing in the flow can."""
+    impossible_expression = "impossible_expression"
+    """The expression of the event can never hold."""
+    unavailable_result = "unavailable_result"
+    """The step uses the result of one that cannot have succeeded by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is probably wrong with a flow, as `Eventor.check` finds it.
+
+    Attributes:
+        kind: what kind of thing.
+        name: the name of the step or of the event, by the kind.
+        message: what is wrong, in a sentence that names all that is part of it.
+    """
+
+    kind: FindingKind
+    name: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
 @dataclass(frozen=True, slots=True)
 class StoredResult:
     """A step's return value as the store keeps it.

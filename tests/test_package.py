@@ -21,6 +21,7 @@ FLOORS = [
     "expr",
     "flow",
     "plan",
+    "check",
     "drift",
     "owner",
     "schema",
