@@ -56,20 +56,21 @@ class Case:
         return self.fails[step] or attempt <= self.stumbles[step]
 
 
+def expressions(events):
+    """Expressions over the first of the events."""
+    return st.recursive(
+        st.integers(0, events - 1),
+        lambda parts: st.tuples(
+            st.sampled_from(["and", "or"]), st.lists(parts, min_size=1, max_size=3)
+        ),
+        max_leaves=6,
+    )
+
+
 @st.composite
 def cases(draw):
     events = draw(st.integers(1, 6))
     steps = draw(st.integers(1, 5))
-
-    def expression(index):
-        atom = st.integers(0, index - 1)
-        return st.recursive(
-            atom,
-            lambda parts: st.tuples(
-                st.sampled_from(["and", "or"]), st.lists(parts, min_size=1, max_size=3)
-            ),
-            max_leaves=6,
-        )
 
     event = st.integers(0, events - 1)
     sequence = st.sampled_from([1, "1", 2])
@@ -93,7 +94,7 @@ def cases(draw):
         )
     )
     return Case(
-        exprs=[draw(st.none() | expression(index)) if index else None for index in range(events)],
+        exprs=[draw(st.none() | expressions(index)) if index else None for index in range(events)],
         triggers=[
             draw(
                 st.dictionaries(
