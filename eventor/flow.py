@@ -291,6 +291,8 @@ class Flow:
         Raises:
             DefinitionError: it is not; `what` says where it was given.
         """
+        if isinstance(value, Step):
+            raise DefinitionError(f"{what} is {value!r}; expected an event, such as its `success`")
         if not isinstance(value, Event):
             raise DefinitionError(f"{what} is {value!r}; expected an event as add_event returns it")
         if self.events.get(value.name) is not value:

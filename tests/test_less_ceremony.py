@@ -178,8 +178,12 @@ def test_an_error_leaves_nothing_defined(make):
     refused("needs a `name`", after=go, func=3)
     refused("expected a callable", after=go, func=3, name="three")
     refused("expected a str", after=(go, go), name=3)
+    step = ev.add_step("s", func=int)
     with pytest.raises(evr.DefinitionError, match="such as the `success` of a step"):
-        ev.step(after=ev.add_step("s", func=int))
+        ev.step(after=step)
+    with pytest.raises(evr.DefinitionError, match="such as its `success`"):
+        ev.add_assoc(step, step)
+    assert step.triggers == {}
 
 
 def test_what_is_defined_while_the_flow_runs_is_recorded_with_it(make):
