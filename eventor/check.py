@@ -40,7 +40,7 @@ def findings(flow: Flow, triggered: AbstractSet[str]) -> list[Finding]:
 
     Args:
         flow: the definitions.
-        triggered: the names of the events that were triggered so far, or raised.
+        triggered: the names of the events that were triggered so far.
     """
     led: set[Thing] = set().union(*flow.associated.values())
     raised = led.union(*(events for s in flow.steps.values() for events in s.triggers.values()))

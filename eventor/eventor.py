@@ -593,9 +593,8 @@ class Eventor:
         return whole and self._plan.all_handled and not left
 
     def _findings(self) -> list[Finding]:
-        before = self._again if self._resumed else self._ledger.triggers()
-        waiting = {trigger.event for trigger in (*before, *self._inbox.peek())}
-        return check.findings(self._flow, waiting | self._plan.raised)
+        waiting = {trigger.event for trigger in self._inbox.peek()}
+        return check.findings(self._flow, waiting | self._ledger.triggered())
 
     def _warn(self) -> None:
         """Log what is wrong with the flow, once."""

@@ -287,11 +287,6 @@ class Plan:
         return self._timers[0][0] if self._timers and not self._stopping else None
 
     @property
-    def raised(self) -> set[str]:
-        """The names of the events that were raised in any sequence."""
-        return {name for name, _sequence in self._raised}
-
-    @property
     def stopping(self) -> bool:
         """Whether an unhandled failure, or a call of `stop`, keeps tasks from starting."""
         return self._stopping

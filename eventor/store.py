@@ -431,6 +431,21 @@ class Ledger:
                 for row in connection.execute(query)
             ]
 
+    def triggered(self) -> set[str]:
+        """Return the events that this recovery, or one before it, was triggered with."""
+        columns = schema.event.c
+        query = (
+            select(columns.event)
+            .where(
+                columns.run_id == self.run_id,
+                columns.recovery.in_((*self._lineage, self.recovery)),
+                columns.cause_kind.in_([kind.value for kind in _FROM_OUTSIDE]),
+            )
+            .distinct()
+        )
+        with self._store.reading("read what was triggered") as connection:
+            return set(connection.scalars(query))
+
     def definition_before(self) -> Any:
         """Return the definition that the recoveries before this one recorded last, or None."""
         columns = schema.definition.c

@@ -307,6 +307,11 @@ def test_ev_logs_what_is_found_once(make, caplog):
         assert caplog.messages == ["No event leads to step 'alone', so it never runs"]
     ev.add_assoc(go, alone)
     assert ev.check() == []
+    # What a step has raised is not triggered.
+    ev.add_event("both", expr=(alone.success, alone.failure))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert [finding.name for finding in ev.check()] == ["both"]
 
 
 def test_what_an_earlier_recovery_was_triggered_with_counts(make):
