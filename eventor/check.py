@@ -42,7 +42,7 @@ def findings(flow: Flow, triggered: AbstractSet[str]) -> list[Finding]:
         flow: the definitions.
         triggered: the names of the events that were triggered so far.
     """
-    led: set[Thing] = set().union(*flow.associated.values())
+    led: set[Thing] = set().union(*map(flow.targets_of, flow.events))
     raised = led.union(*(events for s in flow.steps.values() for events in s.triggers.values()))
     unled = [step for step in flow.steps.values() if step not in led]
     unraised = [e for e in flow.events.values() if e.expr is None and e not in raised]
@@ -65,7 +65,7 @@ def findings(flow: Flow, triggered: AbstractSet[str]) -> list[Finding]:
             _untriggered(event)
             for event in unraised
             if event.name not in triggered
-            and (event.name in flow.associated or event.name in flow.expressed)
+            and (flow.targets_of(event.name) or event.name in flow.expressed)
         ),
         *_circles(flow, reach),
         *stuck,
@@ -115,7 +115,7 @@ class _Reach:
             if name in self.events:
                 continue
             self.events.add(name)
-            for target in flow.associated.get(name, ()):
+            for target in flow.targets_of(name):
                 if isinstance(target, Event):
                     agenda.append(target.name)
                 elif target.name not in self.steps:
@@ -175,9 +175,9 @@ def _circles(flow: Flow, reach: _Reach) -> Iterator[Finding]:
 def _reasons(flow: Flow, reach: _Reach) -> dict[Thing, Thing]:
     """Return something that leads to each thing out of reach, which is out of reach itself."""
     before: dict[Thing, Thing] = {}
-    for name, targets in flow.associated.items():
+    for name, event in flow.events.items():
         if name not in reach.events:
-            before.update(dict.fromkeys(targets, flow.events[name]))
+            before.update(dict.fromkeys(flow.targets_of(name), event))
     for step in flow.steps.values():
         if step.name not in reach.steps:
             for events in step.triggers.values():
@@ -197,8 +197,8 @@ class _Graph:
             return itertools.chain.from_iterable(thing.triggers.values())
         flow, name = self._flow, thing.name
         if name not in flow.expressed:
-            return flow.associated.get(name, ())
-        return itertools.chain(flow.associated.get(name, ()), flow.expressed[name])
+            return flow.targets_of(name)
+        return itertools.chain(flow.targets_of(name), flow.expressed[name])
 
     def behind(self, things: Iterable[Thing]) -> set[Thing]:
         """Return all that things lead to, and themselves."""
@@ -335,7 +335,7 @@ class _Places:
             if isinstance(thing, Step):
                 self._lead_from(thing, place)
             else:
-                self._lead(place, *flow.associated.get(thing.name, ()))
+                self._lead(place, *flow.targets_of(thing.name))
 
     def _lead_from(self, step: Step, place: int) -> None:
         ends = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -273,6 +274,13 @@ class Flow:
             targets = self.associated.setdefault(event.name, {})
         targets.update(dict.fromkeys(assocs))
         self.revision += 1
+
+    def targets_of(self, event: str) -> Collection[Event | Step]:
+        """Return what an event leads to by association, at once or later."""
+        at_once = self.associated.get(event, {})
+        if event not in self.delayed:
+            return at_once.keys()
+        return dict.fromkeys(itertools.chain(at_once, *self.delayed[event].values())).keys()
 
     def own_expression(self, expr: ExprLike, what: str) -> Expr:
         """Return the tree of an expression, if it is over events of this flow.

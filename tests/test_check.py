@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import eventor as evr
 from eventor.check import findings
+from eventor.config import Config
 from eventor.flow import Flow, Step
 from eventor.types import FindingKind
 from tests.conftest import wait_until
@@ -44,7 +45,7 @@ def needs(monkeypatch):
 
 
 def test_a_flow_in_which_all_is_well_has_no_findings():
-    flow = Flow()
+    flow = Flow(Config())
     go, by_hand, unused = (flow.add_event(name) for name in ("go", "by hand", "unused"))
     one = step(flow, "one", go)
     two = step(flow, "two", one.success, by_hand, at_failure=unused)
@@ -54,14 +55,14 @@ def test_a_flow_in_which_all_is_well_has_no_findings():
 
 
 def test_a_step_that_no_event_leads_to_is_found_alone():
-    flow = Flow()
+    flow = Flow(Config())
     one = step(flow, "one")
     step(flow, "two", one.success)
     assert found(flow) == [("unreachable_step", "one")]
 
 
 def test_an_event_that_leads_to_something_and_that_nothing_raises_is_found():
-    flow = Flow()
+    flow = Flow(Config())
     go, part, source, _ = (flow.add_event(name) for name in ("go", "part", "source", "unused"))
     between = flow.add_event("between")
     flow.add_assoc(source, between)
@@ -76,7 +77,7 @@ def test_an_event_that_leads_to_something_and_that_nothing_raises_is_found():
 
 
 def test_steps_that_wait_for_each_other_are_found_once():
-    flow = Flow()
+    flow = Flow(Config())
     go = flow.add_event("go")
     step(flow, "well", go)
     behind, one, two = flow.add_event("behind"), step(flow, "one"), step(flow, "two")
@@ -98,7 +99,7 @@ def test_steps_that_wait_for_each_other_are_found_once():
 
 @pytest.mark.parametrize("transitive", [False, True])
 def test_an_expression_that_needs_both_ends_of_a_step_is_found(transitive):
-    flow = Flow()
+    flow = Flow(Config())
     go, other = flow.add_event("go"), flow.add_event("other")
     first = step(flow, "first", go)
     well, ill = first.success, first.failure
@@ -119,7 +120,7 @@ def test_an_expression_that_needs_both_ends_of_a_step_is_found(transitive):
 
 
 def test_an_expression_that_can_hold_in_some_way_is_not_found():
-    flow = Flow()
+    flow = Flow(Config())
     go, by_hand, event, circle = (flow.add_event(name) for name in ("go", "by hand", "e", "circle"))
     first = step(flow, "first", go)
     well, ill = first.success, first.failure
@@ -145,7 +146,7 @@ def test_an_expression_that_can_hold_in_some_way_is_not_found():
 
 
 def test_an_expression_that_waits_for_what_follows_from_it_is_found():
-    flow = Flow()
+    flow = Flow(Config())
     go, late = flow.add_event("go"), flow.add_event("late")
     begin = flow.add_event("begin", expr=(go, late | late))
     step(flow, "one", begin, at_success=late)
@@ -157,7 +158,7 @@ def test_an_expression_that_waits_for_what_follows_from_it_is_found():
 
 
 def test_a_result_that_cannot_be_there_is_found(needs):
-    flow = Flow()
+    flow = Flow(Config())
     go = flow.add_event("go")
     one, beside = step(flow, "one", go), step(flow, "beside", go)
     two = step(flow, "two", one.success)
@@ -184,7 +185,7 @@ def branches(draw):
     for index in range(steps):
         causes = st.integers(0, 1 + 2 * index) | event
         assocs += [
-            (cause, "step", index) for cause in draw(st.lists(causes, min_size=1, max_size=2))
+            (cause, "step", index, 0) for cause in draw(st.lists(causes, min_size=1, max_size=2))
         ]
     return Case(
         exprs=[None] * plain + [draw(expressions(plain + join)) for join in range(joins)],
@@ -202,11 +203,13 @@ def branches(draw):
         calls=[(0, 1)],
         limit=1,
         seed=0,
+        configs=[{}] * steps,
+        stumbles=[0] * steps,
     )
 
 
 def test_a_result_that_comes_round_a_circle_is_not_missed(needs):
-    flow = Flow()
+    flow = Flow(Config())
     one = step(flow, "one", flow.add_event("go"))
     two = step(flow, "two", one.success)
     flow.add_assoc(two.success, one)
@@ -226,7 +229,7 @@ def outcomes(case, known):
 
 def without_cause(case):
     """Return the events that nothing raises."""
-    given = {target for _, kind, target in case.assocs if kind == "event"}
+    given = {target for _, kind, target, _ in case.assocs if kind == "event"}
     given.update(e for triggers in case.triggers for events in triggers.values() for e in events)
     return {e for e, expr in enumerate(case.exprs) if expr is None and e not in given}
 
@@ -260,10 +263,10 @@ def test_a_result_is_missed_if_no_path_leads_from_its_step_to_its_user(case, pai
             used.setdefault(f"s{user}", []).append(f"s{needed}")
     flow = build(case)
     after = {}
-    for event, targets in flow.associated.items():
-        after[flow.events[event]] = set(targets) | set(flow.expressed.get(event, ()))
-    for event, targets in flow.expressed.items():
-        after.setdefault(flow.events[event], set()).update(targets)
+    for name, event in flow.events.items():
+        after[event] = set(flow.expressed.get(name, ()))
+        for targets in (flow.associated.get(name, {}), *flow.delayed.get(name, {}).values()):
+            after[event].update(targets)
     for one in flow.steps.values():
         after[one] = set().union(*one.triggers.values())
 
@@ -364,7 +367,7 @@ def test_a_flow_that_runs_or_is_closed_cannot_be_checked(make):
 
 
 def test_flows_of_any_depth_and_width_are_checked(needs):
-    flow, size = Flow(), 3000
+    flow, size = Flow(Config()), 3000
     go = flow.add_event("go")
     last = go
     for number in range(size):

@@ -7,10 +7,12 @@ import threading
 import pytest
 
 import eventor as evr
+from eventor.config import Config
 from eventor.flow import Flow
 from eventor.plan import Plan, TaskActive, TaskEnded, Trigger
 from eventor.types import Cause, CauseKind, Outcome
 from tests.conftest import statuses
+from tests.test_rules import NOW
 
 WORDS = ("ready", "active", "success", "failure", "complete")
 
@@ -73,16 +75,16 @@ def test_the_name_of_an_own_event_may_not_be_taken(make):
 
 
 def test_an_own_event_made_while_its_task_runs_is_raised_at_its_end():
-    flow = Flow()
+    flow = Flow(Config())
     go = flow.add_event("go")
     step = flow.add_step("s", int, (), {}, {}, {}, {})
     flow.add_assoc(go, step)
     plan = Plan(flow, {}, 1, stop_on_exception=True)
-    active = plan.advance([Trigger("go", 1, Cause(CauseKind.call))])[-1]
+    active = plan.advance([Trigger("go", 1, Cause(CauseKind.call))], NOW)[-1]
     assert isinstance(active, TaskActive)
     flow.add_assoc(step.success, flow.add_step("t", int, (), {}, {}, {}, {}))
-    ended = plan.advance([TaskEnded(active.task, Outcome(evr.TaskStatus.success, ""))])
-    assert ended[-1] == TaskActive(("t", 1))
+    ended = plan.advance([TaskEnded(active.task, Outcome(evr.TaskStatus.success, ""))], NOW)
+    assert ended[-1] == TaskActive(("t", 1), 1)
     assert plan.about_to_start == 0  # which the event that came late has not put out of balance
 
 
