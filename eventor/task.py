@@ -72,7 +72,7 @@ class Call:
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    retry_on: tuple[type[BaseException], ...] | None
+    retry_on: tuple[type[BaseException], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a spawned worker, so that a problem on either side is told in full.

@@ -316,10 +316,11 @@ def test_a_signal_that_comes_when_all_is_over_does_not_count_for_the_next_call(t
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
         ev = two(int)
-        report, ev._report_end = ev._report_end, lambda _: signal.raise_signal(signal.SIGTERM)
-        assert ev() is True
+        with pytest.MonkeyPatch.context() as patch:
+            at_end = lambda *_, **__: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+            patch.setattr(ev, "_report_end", at_end)
+            assert ev() is True
         assert came == [signal.SIGTERM]
-        ev._report_end = report
         ev.trigger_event(ev.add_event("more"))
         ev.trigger_event(ev._flow.events["one"], "again")
         assert ev() is True
