@@ -4,6 +4,7 @@ Register events, steps and associations with an `Eventor` and call it; its steps
 of their own, and every transition is kept in one store, from which a crashed run is recovered.
 """
 
+from eventor.data import sequence
 from eventor.errors import (
     ConfigError,
     DefinitionError,
@@ -11,6 +12,7 @@ from eventor.errors import (
     LaunchError,
     OwnershipError,
     RecoveryError,
+    ResultError,
     StoreError,
     TriggerError,
     UsageError,
@@ -18,6 +20,7 @@ from eventor.errors import (
 from eventor.eventor import Eventor
 from eventor.expr import and_, or_
 from eventor.flow import Event, Step
+from eventor.inside import CurrentStep, current
 from eventor.types import (
     Attempt,
     Cause,
@@ -43,6 +46,7 @@ __all__ = [
     "Cause",
     "CauseKind",
     "ConfigError",
+    "CurrentStep",
     "DefinitionError",
     "Event",
     "Eventor",
@@ -56,6 +60,7 @@ __all__ = [
     "Preview",
     "RaisedEvent",
     "RecoveryError",
+    "ResultError",
     "RunMode",
     "Sequence",
     "Step",
@@ -67,5 +72,7 @@ __all__ = [
     "TriggerError",
     "UsageError",
     "and_",
+    "current",
     "or_",
+    "sequence",
 ]

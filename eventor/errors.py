@@ -20,6 +20,10 @@ class TriggerError(EventorError):
     """An event cannot be triggered, or looked up, as it was asked for."""
 
 
+class ResultError(EventorError):
+    """The result of a step that is asked for does not exist, or cannot be had here."""
+
+
 class StoreError(EventorError):
     """The store cannot be opened, read or written, or what it holds cannot be used."""
 

@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventor import check, drift
+from eventor import check, drift, inside
 from eventor.config import read_config, read_level, read_max_loops, read_word, unknown
 from eventor.errors import (
     ConfigError,
     DefinitionError,
     RecoveryError,
+    ResultError,
     StoreError,
     TriggerError,
     UsageError,
@@ -44,6 +45,7 @@ from eventor.types import (
     Sequence,
     StepReplay,
     StepTriggers,
+    StoredResult,
     Task,
     TaskStatus,
 )
@@ -301,12 +303,13 @@ class Eventor:
         """Raise an event (interface: `trigger_event`); once per sequence, again is a no-op.
 
         What follows from it happens in `ev()`. It is recorded when `ev()` begins, or before, when
-        this Eventor is read or closed.
+        this Eventor is read or closed. In a step of this Eventor it is `CurrentStep.trigger`.
 
         Args:
             event: the event.
             sequence: an int or a str, and `1` is not `"1"`; all that derives from the event
-                carries it. None is the next positive integer that was not used here yet.
+                carries it. None is the next positive integer that was not used here yet; in a step
+                of this Eventor, the step's own sequence.
 
         Returns:
             The sequence.
@@ -316,6 +319,9 @@ class Eventor:
             TriggerError: the sequence is neither an int nor a str.
             UsageError: this Eventor is closed, or was made by another process.
         """
+        step = inside.current_or_none()
+        if step is not None and step.is_of(self._flow.events):
+            return step.trigger(event, sequence)
         self._check_usable()
         self._check_whole()
         name = self._flow.own_event(event, "the event to trigger").name
@@ -520,6 +526,36 @@ class Eventor:
             None if sequence is None else read_sequence(sequence),
         )
 
+    def result(self, step: Step | str, sequence: Sequence) -> Any:
+        """Return what a step has returned in a sequence.
+
+        Where this recovery has not begun that task, it is what the task returned in those on which
+        this one is based. It is unpickled at each call.
+
+        Args:
+            step: the step, given as itself or by its name.
+            sequence: the sequence.
+
+        Raises:
+            ResultError: there is no result, for which the message gives the reason, or it cannot
+                be unpickled here.
+            DefinitionError: there is no such step.
+            TriggerError: the sequence is neither an int nor a str.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        task = TaskKey(self._step_name(step), read_sequence(sequence))
+        found = self._ledger.results([task.step], task.sequence, earlier=True)[task.step]
+        if not isinstance(found, StoredResult):
+            raise ResultError(f"there is no result of {task}, which {found}")
+        try:
+            return found.load()
+        except Exception as error:
+            raise ResultError(
+                f"the result of {task} cannot be unpickled here: {type(error).__name__}: {error}"
+            ) from error
+
     def close(self) -> None:
         """Record what is still waiting, and release the store; closing twice is a no-op.
 
@@ -565,6 +601,9 @@ class Eventor:
                     self._config.task_construct,
                     self._config.max_tasks_per_child,
                     self._flow.steps,
+                    self._flow.events,
+                    self.run_id,
+                    self.recovery,
                     self._journal.pass_on,
                 ),
                 self._config.sleep_between_loops,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventor.config import Config, StepConfig, read_delay, read_step_config, unknown
+from eventor.data import ResultOf, placeholders, resolve
 from eventor.errors import DefinitionError, TriggerError
 from eventor.expr import Atom, Expr, ExprLike, Gate, atoms, expression, postfix
 from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
@@ -54,6 +55,8 @@ class Step:
         triggers: the events that each transition of its tasks raises.
         recovery: what a recovery does with a task, by the status in which it was left.
         config: its overrides of the Eventor's config.
+        needs: the names of the steps whose results it takes.
+        has_placeholders: whether its arguments have to be resolved when it starts.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Step:
     recovery: Mapping[TaskStatus, StepReplay]
     config: StepConfig
     _flow: Flow
+    needs: tuple[str, ...]
+    has_placeholders: bool
 
     def __repr__(self) -> str:
         return f"Step({self.name!r})"
@@ -103,9 +108,9 @@ class Step:
         return self._flow.event_of(self, StepTriggers.at_complete)
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """The names of the steps whose results it is called with."""
-        return ()
+    def result(self) -> Any:
+        """What stands for its result in the same sequence, in the arguments of another step."""
+        return ResultOf(self.name, self)
 
     @property
     def handles_failure(self) -> bool:
@@ -205,6 +210,7 @@ class Flow:
             raise DefinitionError(
                 f"kwargs of step {name!r} is {kwargs!r}; expected a mapping with str keys"
             )
+        needs, has_placeholders = self._needs((tuple(args), dict(kwargs)), name)
         step = self.steps[name] = Step(
             name,
             func,
@@ -214,6 +220,8 @@ class Flow:
             _recovery(recovery, name),
             read_step_config(config, name, self._config),
             self,
+            needs,
+            has_placeholders,
         )
         self.revision += 1
         return step
@@ -342,6 +350,7 @@ class Flow:
                         status.value: replay.value for status, replay in step.recovery.items()
                     },
                     "config": _config(step.config),
+                    **({"needs": list(step.needs)} if step.needs else {}),
                 }
                 for step in tuple(self.steps.values())
             ),
@@ -378,6 +387,27 @@ class Flow:
             if own:
                 triggers[StepTriggers(key)] = own
         return triggers
+
+    def _needs(self, arguments: tuple[Any, ...], step: str) -> tuple[tuple[str, ...], bool]:
+        """Return the names of the steps whose results a step takes, and whether to resolve any."""
+        found = list(placeholders(arguments))
+        results = [one for one in found if isinstance(one, ResultOf)]
+        for result in results:
+            known = self.steps.get(result.step)
+            if known is None or result.defined not in (None, known):
+                raise DefinitionError(
+                    f"step {step!r} is given {result!r} of another Eventor; "
+                    "expected that of a step of its own"
+                )
+        if found:
+            try:
+                resolve(arguments, id)
+            except RecursionError:
+                raise DefinitionError(
+                    f"the arguments of step {step!r} hold {found[0]!r}, and are nested too deeply, "
+                    "or contain themselves"
+                ) from None
+        return tuple(dict.fromkeys(result.step for result in results)), bool(found)
 
     @staticmethod
     def _new_name(kind: str, name: str, taken: Mapping[str, object]) -> str:

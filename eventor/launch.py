@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
-from eventor.errors import LaunchError
+from eventor.errors import EventorError, LaunchError
 from eventor.fork import unwarned, warn_of_threads
 from eventor.keeper import Keeper, kill_sessions
 from eventor.owner import process_of
-from eventor.plan import TaskEnded, TaskKey
+from eventor.plan import TaskEnded, TaskKey, Trigger
 from eventor.signals import TAKEN, blocked
-from eventor.types import Outcome, failure
+from eventor.types import Cause, CauseKind, Outcome, failure
 from eventor.worker import GRACE_SECONDS, Worker
 from eventor.zygote import Zygote
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping
 
-    from eventor.flow import Step
+    from eventor.flow import Event, Step
+    from eventor.types import Sequence
 
 _LOOK_SECONDS = 1.0
 """How often all workers are looked at, should a descendant of one hold its sentinel open."""
@@ -66,6 +67,9 @@ class Launcher:
         construct: the class of the workers.
         most: how many tasks a process does before it ends; None is no limit.
         steps: all steps by name, which may grow meanwhile.
+        events: all events by name, which may grow too.
+        run_id: the run whose steps they are.
+        recovery: the recovery in that run.
         on_record: what handles the log records that come from workers.
     """
 
@@ -74,6 +78,9 @@ class Launcher:
         construct: type[Any],
         most: int | None,
         steps: Mapping[str, Step],
+        events: Mapping[str, Event],
+        run_id: int,
+        recovery: int,
         on_record: Callable[[logging.LogRecord], None],
     ) -> None:
         self._construct = construct
@@ -81,6 +88,9 @@ class Launcher:
         self._forks = not self._threads and _forks(construct)
         self._most = 1 if self._threads else most
         self._steps = steps
+        self._events = events
+        self._run_id = run_id
+        self._recovery = recovery
         self._on_record = on_record
         self._workers: dict[Worker, None] = {}
         self._waiting: dict[Worker, None] = {}
@@ -141,18 +151,35 @@ class Launcher:
         return (
             zygote is not None
             and not (self._retired or zygote.lost)
-            and self._knows == len(self._steps)
+            and self._knows == self._defined
         )
 
-    def start(self, key: TaskKey, step: Step) -> int | Outcome:
-        """Give a task to a worker; return the pid of that, or how it failed to start."""
-        call = task.Call(
-            step.name, key.sequence, step.func, step.args, step.kwargs, step.config.retry_on
-        )
+    @property
+    def _defined(self) -> int:
+        """How much is defined by now, of which what was forked before may know less."""
+        return len(self._steps) + len(self._events)
+
+    def start(
+        self, key: TaskKey, step: Step, attempt: int, results: task.Results | None
+    ) -> int | Outcome:
+        """Give a task to a worker.
+
+        Args:
+            key: the task.
+            step: its step.
+            attempt: how many times it has been started, this time included.
+            results: what placeholders in its arguments stand for; None if there are none.
+
+        Returns:
+            The pid of the worker, or how it failed to start.
+        """
+        order = task.ByName(step.name, key.sequence, attempt, results)
         try:
-            return (self._give(key, call) or self._begin(key, call)).pid
+            return (self._give(key, order, step) or self._begin(key, order.of(step))).pid
         except Exception as error:
-            return failure(f"it could not be started: {task.describe(error)}")
+            retriable = False if isinstance(error, EventorError) else None
+            told = f"it could not be started: {task.describe(error)}"
+            return failure(told, retriable=retriable)
 
     def stock(self, wanted: int) -> None:
         """Have processes forked ahead for so many tasks that may start soon."""
@@ -161,7 +188,7 @@ class Launcher:
         if self._zygote is None and self._keeper is not None:
             # Without one, the owner forks: it is not missed.
             with contextlib.suppress(OSError):
-                self._knows = len(self._steps)
+                self._knows = self._defined
                 self._zygote = Zygote(self._begin_in_zygote, self._keeper.pipe)
                 self._selector.register(self._zygote, selectors.EVENT_READ, self._zygote)
         if self._zygote is not None and self._breeds:
@@ -197,17 +224,19 @@ class Launcher:
             elif (worker := key.data) is not None:
                 self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.sentinel
 
-    def collect(self) -> list[TaskEnded]:
-        """Return the ends that have come in, and pass on the log records."""
+    def collect(self) -> list[Trigger | TaskEnded]:
+        """Return the triggers and ends that have come in, and pass on the log records."""
         ready, self._ready = self._ready, {}
-        ends = [end for worker in ready for end in self._hear(worker)]
+        arrivals = [arrival for worker in ready for arrival in self._hear(worker)]
         for worker, by_sentinel in ready.items():
             if worker in self._workers:
                 self._let_alone(worker, by_sentinel)
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_SECONDS
-            ends += [end for worker in list(self._workers) for end in self._hear(worker)]
-        return ends
+            arrivals += [
+                arrival for worker in list(self._workers) for arrival in self._hear(worker)
+            ]
+        return arrivals
 
     def hurry(self) -> list[TaskKey]:
         """End processes that go on long after their steps have returned; return those told now."""
@@ -240,13 +269,13 @@ class Launcher:
             self._keeper = None
         self._selector.close()
 
-    def _give(self, key: TaskKey, call: task.Call) -> Worker | None:
+    def _give(self, key: TaskKey, by_name: task.ByName, step: Step) -> Worker | None:
         """Give a task to a worker that waits for one, and return it, if there is any."""
-        order = (call.step, call.sequence) if self._forks else call
+        order = by_name if self._forks else by_name.of(step)
         self._await_spare()
         while self._waiting:
             worker = next(reversed(self._waiting))
-            if worker.knows != len(self._steps):
+            if worker.knows != self._defined:
                 self._dismiss(worker)
                 continue
             try:
@@ -281,7 +310,7 @@ class Launcher:
 
     def _begin(self, key: TaskKey, call: task.Call) -> Worker:
         """Start a worker with its first task."""
-        knows = len(self._steps)
+        knows = self._defined
         with contextlib.ExitStack() as opened:
             mine, its = task.pipe()
             opened.callback(mine.close)
@@ -326,6 +355,9 @@ class Launcher:
             None if self._forks or self._threads else task.LogLevels.of_this_process(),
             before,
             None if self._keeper is None else self._keeper.pipe,
+            self._run_id,
+            self._recovery,
+            self._events if self._forks or self._threads else dict.fromkeys(self._events),
         )
         process = self._construct(target=target, args=(job, its, origin), name=name)
         process.start()
@@ -342,24 +374,29 @@ class Launcher:
             self._by_pid[worker.pid] = worker
         return worker
 
-    def _hear(self, worker: Worker) -> list[TaskEnded]:
-        ends = []
+    def _hear(self, worker: Worker) -> list[Trigger | TaskEnded]:
+        arrivals: list[Trigger | TaskEnded] = []
         messages, gone = worker.hear()
         for message in messages:
-            if not isinstance(message, Outcome):
+            if isinstance(message, dict):
                 self._on_record(logging.makeLogRecord(message))
-            elif worker.key is not None:
-                ends.append(TaskEnded(worker.key, message))
+            elif worker.key is None:
+                continue
+            elif isinstance(message, Outcome):
+                arrivals.append(TaskEnded(worker.key, message))
                 self._take_back(worker)
+            else:
+                cause = _by_step(worker.key, message.sequence)
+                arrivals.append(Trigger(message.event, message.sequence, cause))
         if gone:
             if worker.did is None and not worker.is_ending:
                 self._retired = True  # something ends what is forked ahead
             if (silent := worker.silent_end()) is not None and worker.key is not None:
-                ends.append(TaskEnded(worker.key, silent))
+                arrivals.append(TaskEnded(worker.key, silent))
             self._release(worker)
         elif worker.inlet.garbled and self._most != 1 and worker.is_process:
             worker.end(signal.SIGKILL)  # it would wait for its next task, unheard
-        return ends
+        return arrivals
 
     def _take_back(self, worker: Worker) -> None:
         """Have a worker wait for its next task, or end."""
@@ -403,6 +440,12 @@ class Launcher:
         while self.busy and (left := deadline - time.monotonic()) > 0:
             self.wait(None, min(left, _LOOK_SECONDS))
             self.collect()
+
+
+def _by_step(key: TaskKey, sequence: Sequence) -> Cause:
+    """Return the cause of what a task triggers; it names the task's sequence if that is another."""
+    detail = None if key.sequence == sequence else str(key.sequence)
+    return Cause(CauseKind.step, key.step, detail)
 
 
 def _is_plain(construct: type[Any]) -> bool:

@@ -1,6 +1,6 @@
 """The loop of eventor. One pass:
 
-    inbox    what has come in: the ends of workers, triggers
+    inbox    what has come in: triggers, the ends of steps
     plan     the changes that follow, from pure rules
     commit   one transaction writes them all
     launch   start what the commit made active
@@ -20,8 +20,10 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from eventor.data import lacking
 from eventor.plan import TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
-from eventor.types import Outcome, TaskStatus
+from eventor.task import describe
+from eventor.types import Outcome, StoredResult, TaskStatus, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,7 +136,7 @@ class Loop:
         ledger: where every change is written.
         journal: where it is said.
         inbox: where triggers and requests to stop come in.
-        launcher: what starts the steps, and hears of their ends.
+        launcher: what starts the steps, and hears of their triggers and ends.
         sleep: seconds, the longest wait between two passes.
         lease: seconds, the longest time in which nothing is written.
         clock: gives the time, in UTC.
@@ -200,10 +202,10 @@ class Loop:
         launches = 0
         while True:
             now = self._clock()
-            ends = failed + self._launcher.collect()
+            arrivals = [*failed, *self._launcher.collect()]
             self._heed_request()
             triggers = self._inbox.take()
-            changes = self._plan.advance([*triggers, *ends], now)
+            changes = self._plan.advance([*triggers, *arrivals], now)
             # While steps run too: who kills the keeper must not have their owner's death go unseen.
             another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
             self._commit(changes, another, now)
@@ -301,7 +303,7 @@ class Loop:
         failed = []
         for change in changes:
             if isinstance(change, TaskActive):
-                begun = self._launcher.start(change.task, self._flow.steps[change.task.step])
+                begun = self._start(change)
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))
                 else:
@@ -309,3 +311,16 @@ class Loop:
                         self._unwritten_until = self._clock() + _UNWRITTEN_WAIT
                     self._unwritten.append(TaskLaunched(change.task, begun))
         return failed
+
+    def _start(self, change: TaskActive) -> int | Outcome:
+        """Start a task with the results that it needs; return its pid, or how that failed."""
+        task, step = change.task, self._flow.steps[change.task.step]
+        if not step.has_placeholders:
+            return self._launcher.start(task, step, change.attempt, None)
+        results = {}
+        for name, found in self._ledger.results(step.needs, task.sequence).items():
+            if not isinstance(found, StoredResult):
+                error = lacking(step.name, name, task.sequence, found)
+                return failure(describe(error), retriable=False)
+            results[name] = found
+        return self._launcher.start(task, step, change.attempt, results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -528,6 +529,26 @@ class Ledger:
                 _task(row, earlier.get(_task_key(row), [])) for row in connection.execute(query)
             ]
 
+    def results(
+        self, steps: Collection[str], sequence: Sequence, *, earlier: bool = False
+    ) -> dict[str, StoredResult | str]:
+        """Return the results of steps in a sequence, or for each why there is none.
+
+        The result of a task that was skipped is that with which it ended last.
+
+        Args:
+            steps: the names of the steps.
+            sequence: the sequence.
+            earlier: whether those on which this recovery is based count for what it has not begun.
+        """
+        found: dict[str, StoredResult | str] = {}
+        names = list(steps)
+        with self._store.reading("read results") as connection:
+            for start in range(0, len(names), _NAMES_AT_ONCE):
+                some = names[start : start + _NAMES_AT_ONCE]
+                found |= self._results(connection, some, sequence, earlier)
+        return found
+
     def events(
         self, event: str | None = None, sequence: Sequence | None = None
     ) -> list[RaisedEvent]:
@@ -558,6 +579,34 @@ class Ledger:
                 )
         finally:
             owner.disclaim(self._claim)
+
+    def _results(
+        self, connection: Connection, steps: list[str], sequence: Sequence, earlier: bool
+    ) -> dict[str, StoredResult | str]:
+        columns = schema.task.c
+        query = (
+            select(
+                columns.step, columns.recovery, columns.status, columns.replay, columns.result_id
+            )
+            .where(
+                columns.run_id == self.run_id,
+                columns.recovery.in_([self.recovery, *self._lineage]),
+                columns.step.in_(steps),
+                *_of_sequence(schema.task, sequence),
+            )
+            .order_by(columns.recovery.desc())
+        )
+        tasks: dict[str, list[_Row]] = {name: [] for name in steps}
+        for row in connection.execute(query):
+            if earlier or row.recovery == self.recovery or tasks[row.step]:
+                tasks[row.step].append(row)
+        ends = {name: _last_end(rows, self.recovery) for name, rows in tasks.items()}
+        numbers = [end.result_id for end in ends.values() if not isinstance(end, str)]
+        query = select(schema.result).where(schema.result.c.result_id.in_(numbers))
+        kept = {row.result_id: row for row in connection.execute(query)}
+        return {
+            name: end if isinstance(end, str) else _result(end, kept) for name, end in ends.items()
+        }
 
     def _define(self, connection: Connection, written: str) -> None:
         connection.execute(delete(schema.definition).where(*self._mine(schema.definition)))
@@ -601,6 +650,12 @@ _NOT_STARTED = {"started_at": null(), "pid": null()}
 """What a task that is ready again tells no more: its earlier attempt does."""
 
 _ACTIVE = TaskStatus.active.value
+
+_NONE = StoredResult("pickle", pickle.dumps(None))
+"""The result of a step that returned None, of which no row is kept."""
+
+_NAMES_AT_ONCE = 500
+"""How many names are looked for at once; older SQLite takes 999 values in a statement."""
 
 _CHANGES_AT_ONCE = 1_000
 """How many changes are gathered before they are written, so that memory does not grow with them."""
@@ -940,6 +995,35 @@ def _insert(connection: Connection, table: Table, row: Mapping[str, Any]) -> int
     """Insert a row into a table that numbers its rows, and return its number."""
     number: int = connection.execute(insert(table), row).inserted_primary_key[0]  # type: ignore[index, unused-ignore]
     return number
+
+
+def _last_end(tasks: list[_Row], recovery: int) -> _Row | str:
+    """Return the row with which a task ended last, given the newest first, or why it has not."""
+    if not tasks:
+        return "has not run"
+    newest = tasks[0]
+    if newest.status == TaskStatus.failure:
+        return "failed"
+    if newest.status != TaskStatus.success:
+        runs = newest.status == TaskStatus.active
+        if newest.recovery != recovery:
+            return "was cut short" if runs else "has not run"
+        return "still runs" if runs else "has not run yet"
+    for row in tasks:
+        if row.status == TaskStatus.success and row.replay != StepReplay.skip:
+            return row
+    return "was skipped, and has none"
+
+
+def _result(end: _Row, kept: Mapping[int, _Row]) -> StoredResult | str:
+    """Return the result with which a task ended, or why it cannot be had."""
+    if end.result_id is None:
+        return _NONE
+    if end.result_id not in kept:
+        raise ValueError("a result that was recorded is not there any more")
+    row = kept[end.result_id]
+    stored = StoredResult(row.encoding, row.data)
+    return "could not be pickled" if stored.encoding == "repr" else stored
 
 
 def _lineage(parents: Mapping[int, int | None], base: int) -> Iterator[int]:

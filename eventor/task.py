@@ -6,6 +6,7 @@
                the steps that it knows
     Inlet   -- frames: the next order ------>  Channel -> run
     Inlet   <- frames: log records, ---------  Channel
+               what the step triggers,
                then the Outcome
 
 The owner has `Inlet`, and what makes a pipe and an order; a zygote has `settle`. All else of this
@@ -31,10 +32,11 @@ import traceback
 from dataclasses import dataclass
 from importlib import _bootstrap
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventor import keeper
-from eventor.errors import EventorError
+from eventor import inside, keeper
+from eventor.data import Placeholder, ResultOf, lacking, resolve
+from eventor.errors import EventorError, ResultError, UsageError
 from eventor.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
-    from eventor.flow import Step
+    from eventor.flow import Event, Step
 
 _HEADER = struct.Struct("!Q")
 _CHUNK = 1 << 16
@@ -52,8 +54,19 @@ _SMALL_PICKLE = 10_000
 LARGEST_PICKLE = 999_000_000
 """Bytes; SQLite keeps no row above 1,000,000,000 (sqlite.org/limits.html)."""
 
-Message = Outcome | dict[str, Any]
-"""What a worker sends: the attributes of a log record, and at last the outcome."""
+
+class Triggered(NamedTuple):
+    """What a step triggers: an event by name, in a sequence."""
+
+    event: str
+    sequence: Sequence
+
+
+Message = Outcome | Triggered | dict[str, Any]
+"""What a worker sends: triggers, the attributes of log records, and at last the outcome."""
+
+Results = dict[str, StoredResult]
+"""By the names of steps, the results that a call takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +76,19 @@ class Call:
     Attributes:
         step: the step's name.
         sequence: the sequence in which it runs.
+        attempt: how many times its task has been started, this time included.
         func: what to call, with `args` and `kwargs`.
+        results: what placeholders in these stand for; None if there are none.
         retry_on: upon which exceptions it may be tried again, as in the step's config.
     """
 
     step: str
     sequence: Sequence
+    attempt: int
     func: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    results: Results | None
     retry_on: tuple[type[BaseException], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,11 +99,64 @@ class Call:
         """
         parts = {name: getattr(self, name) for name in ("func", "args", "kwargs", "retry_on")}
         data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
-        return _rebuild, (self.step, self.sequence, data)
+        return _rebuild, (self.step, self.sequence, self.attempt, data, self.results)
+
+    def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments with the values in place of the placeholders.
+
+        Raises:
+            ResultError: a result cannot be unpickled here; the message names both tasks.
+        """
+        if self.results is None:
+            return self.args, self.kwargs
+        known: dict[str, Any] = {}
+
+        def stands_for(placeholder: Placeholder) -> Any:
+            if not isinstance(placeholder, ResultOf):
+                return self.sequence
+            if placeholder.step not in known:
+                known[placeholder.step] = self._load(placeholder.step)
+            return known[placeholder.step]
+
+        args, kwargs = resolve((self.args, self.kwargs), stands_for)
+        return args, kwargs
+
+    def _load(self, step: str) -> Any:
+        stored = None if self.results is None else self.results.get(step)
+        if stored is None:
+            why = "was put into its arguments after it was added"
+        else:
+            try:
+                return stored.load()
+            except BaseException as error:
+                why = f"cannot be unpickled here: {describe(error)}"
+        raise lacking(self.step, step, self.sequence, why)
 
 
-Order = tuple[str, Sequence] | Call | None
-"""What a worker is told: the name of a step that it knows and a sequence, a call, or to end."""
+class ByName(NamedTuple):
+    """What a worker is to do, where it knows the step by its name; see `Call`."""
+
+    step: str
+    sequence: Sequence
+    attempt: int
+    results: Results | None
+
+    def of(self, step: Step) -> Call:
+        """Return the call, given the step."""
+        return Call(
+            self.step,
+            self.sequence,
+            self.attempt,
+            step.func,
+            step.args,
+            step.kwargs,
+            self.results,
+            step.config.retry_on,
+        )
+
+
+Order = ByName | Call | None
+"""What a worker is told: to do a step that it knows, a call, or to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +184,22 @@ def _sendable(part: object, name: str, step: str) -> bytes:
         ) from error
 
 
-def _rebuild(step: str, sequence: Sequence, data: Mapping[str, bytes]) -> Call:
+def _rebuild(
+    step: str,
+    sequence: Sequence,
+    attempt: int,
+    data: Mapping[str, bytes],
+    results: Results | None,
+) -> Call:
     parts = {}
     for name, part in data.items():
         try:
             parts[name] = pickle.loads(part)
         except Exception as error:
             message = f"{name} of step {step!r} cannot be rebuilt in its process: {describe(error)}"
-            return Call(step, sequence, functools.partial(_refuse, message), (), {}, ())
-    return Call(step, sequence, **parts)
+            refuse = functools.partial(_refuse, message)
+            return Call(step, sequence, attempt, refuse, (), {}, None, ())
+    return Call(step, sequence, attempt, results=results, **parts)
 
 
 def _refuse(message: str) -> None:
@@ -159,12 +236,19 @@ class Origin:
         levels: the levels of the owner's loggers, for a process that does not inherit them.
         blocked: the signals that were blocked there; more are while a worker is started.
         keeper: the pipe by which a process `keeper.announce`s itself.
+        run_id: the run whose steps it does.
+        recovery: the recovery in that run.
+        events: what its steps may trigger, by name; a process that does not inherit the events
+            knows the names alone.
     """
 
     owner: Owner
     levels: LogLevels | None
     blocked: frozenset[int]
     keeper: Connection | None
+    run_id: int
+    recovery: int
+    events: Mapping[str, Event | None]
 
 
 def pipe() -> tuple[socket.socket, socket.socket]:
@@ -188,6 +272,7 @@ class Channel:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._pipe = self._identify()
+        self._current: inside.CurrentStep | None = None
 
     @property
     def mine(self) -> bool:
@@ -199,18 +284,60 @@ class Channel:
         """Whether the pipe is there; a step may have closed it, and put a file in its place."""
         return self._identify() == self._pipe
 
+    def begin(self, call: Call, origin: Origin) -> None:
+        """Let what is called from now on know in which step it is."""
+        self._current = inside.CurrentStep(
+            call.step,
+            call.sequence,
+            origin.run_id,
+            origin.recovery,
+            call.attempt,
+            origin.events,
+            self.trigger,
+        )
+        inside.enter(self._current, whole_process=self._pid != origin.owner.pid)
+
+    def trigger(self, current: inside.CurrentStep, event: str, sequence: Sequence) -> None:
+        """Send what a step triggers; it then comes before the step's outcome.
+
+        Raises:
+            UsageError: the step cannot be heard: it has ended, or this is a process of its own.
+        """
+        if not self.mine:
+            raise UsageError(
+                f"step {current} triggers event {event!r} in process {os.getpid()}, which it has "
+                f"started; expected in its own, {self._pid}"
+            )
+        data = pickle.dumps(Triggered(event, sequence))
+        with self._lock:
+            if self._current is not current:
+                raise UsageError(f"step {current} triggers event {event!r} after it has ended")
+            try:
+                self._send(data)
+            except OSError as error:
+                raise UsageError(
+                    f"step {current} cannot trigger event {event!r}: {error}"
+                ) from error
+
+    def end(self, outcome: Outcome) -> None:
+        """Send how the step ended, after which it triggers nothing more.
+
+        Raises:
+            OSError: as `send`.
+        """
+        with self._lock:
+            self._current = None
+        self.send(outcome)
+
     def send(self, message: Message) -> None:
         """Send one message.
 
         Raises:
             OSError: the owner is gone, or the step has closed the pipe.
         """
-        if not self.whole:
-            raise BrokenPipeError("the step has closed the pipe by which it is heard")
         data = pickle.dumps(message)
         with self._lock:
-            for part in (_HEADER.pack(len(data)), data):
-                self._write(memoryview(part))
+            self._send(data)
 
     def receive(self) -> Order:
         """Wait for the next order, which is to end if nobody is left to give another."""
@@ -223,6 +350,12 @@ class Channel:
         """Close; the owner reads an end of file."""
         with self._lock:
             self._connection.close()
+
+    def _send(self, data: bytes) -> None:
+        if not self.whole:
+            raise BrokenPipeError("the step has closed the pipe by which it is heard")
+        for part in (_HEADER.pack(len(data)), data):
+            self._write(memoryview(part))
 
     def _identify(self) -> tuple[int, int] | None:
         try:
@@ -313,7 +446,7 @@ class Inlet:
         except Exception:
             message = None
         del self._buffer[:end]
-        if isinstance(message, Outcome | dict):
+        if isinstance(message, Outcome | Triggered | dict):
             return message
         self.garbled = True
         return None
@@ -335,7 +468,8 @@ def main(job: Job, connection: socket.socket, origin: Origin) -> None:
         work(job, channel, origin, forward)
     elif job.first is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
-        channel.send(run(job.first))
+        channel.begin(job.first, origin)
+        channel.end(run(job.first))
         channel.close()
 
 
@@ -360,27 +494,33 @@ def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
     while call is not None:
         signal.pthread_sigmask(signal.SIG_SETMASK, origin.blocked)
         multiprocessing.current_process().name = f"{call.step}[{call.sequence}]"
+        channel.begin(call, origin)
+        _tell_by_environment(call, origin)
         outcome = run(call)
         # A child that the step has forked returns here too; the outcome is the step's to tell.
         if not channel.mine:
             return
         done += 1
         if job.most == done:
-            channel.send(outcome)
+            channel.end(outcome)
             return  # and the pipe stays open: what is logged while it ends still has a way
         flush()
         forward.take_over()  # again: the task may have changed it
-        channel.send(outcome)
+        channel.end(outcome)
         call = _next_call(channel, job)
 
 
 def _next_call(channel: Channel, job: Job) -> Call | None:
     order = channel.receive()
-    if not isinstance(order, tuple):
-        return order
-    name, sequence = order
-    step = job.steps[name]
-    return Call(name, sequence, step.func, step.args, step.kwargs, step.config.retry_on)
+    return order.of(job.steps[order.step]) if isinstance(order, ByName) else order
+
+
+def _tell_by_environment(call: Call, origin: Origin) -> None:
+    """Let the programs that the step starts know in which step they are."""
+    # As bytes: where the locale is plain, Python refuses to encode other text.
+    os.environb[b"EVENTOR_STEP_NAME"] = call.step.encode()
+    os.environb[b"EVENTOR_STEP_SEQUENCE"] = str(call.sequence).encode()
+    os.environb[b"EVENTOR_STEP_RECOVERY"] = b"%d" % origin.recovery
 
 
 def flush() -> None:
@@ -428,7 +568,11 @@ def _forget_threads() -> None:
 def run(call: Call) -> Outcome:
     """Call the step's function and return how it ended; nothing that it does raises here."""
     try:
-        value = call.func(*call.args, **call.kwargs)
+        args, kwargs = call.arguments()
+    except ResultError as error:
+        return failure(describe(error))
+    try:
+        value = call.func(*args, **kwargs)
         if inspect.iscoroutine(value):
             import asyncio  # noqa: PLC0415 (slow to import, and most steps do without)
 

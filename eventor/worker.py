@@ -35,7 +35,7 @@ class Worker:
         process: the process or thread.
         connection: the owner's end of its pipe.
         most: how many tasks it does before it ends; None is no limit.
-        knows: how many steps were defined when it was started.
+        knows: how many steps and events were defined when it was started.
         key: its first task, if it has one by now.
 
     Attributes:

@@ -127,7 +127,7 @@ class Launcher:
     def prepare(self):
         return None
 
-    def start(self, key, _step):
+    def start(self, key, _step, _attempt, _results):
         self.running.append(key)
         return 1
 

@@ -112,7 +112,7 @@ class World:
     def prepare(self):
         self.point()
 
-    def start(self, key, step):
+    def start(self, key, step, attempt, results):
         self.point()
         task, recovery = (key.step, key.sequence), self.ev.recovery
         assert self.tasks(recovery)[task] == "active", "launched, and not recorded as active"
