@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -359,24 +360,35 @@ class Ledger:
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
 
-        That is a task's newest status, and its newest result: they are numbered as they come.
+        That is a task's newest status, and the result with which it ended last.
         """
-        columns = schema.task.c
+        columns, ended = schema.task.c, schema.task.alias("ended")
         which = (columns.step, columns.sequence, columns.sequence_type)
+        well = and_(
+            columns.status == TaskStatus.success.value,
+            columns.replay.is_distinct_from(StepReplay.skip.value),
+        )
         newest = (
             select(
                 *which,
                 func.max(columns.recovery).label("recovery"),
-                func.max(columns.result_id).label("result_id"),
+                func.max(case((well, columns.recovery))).label("ended"),
             )
             .where(columns.run_id == self.run_id, columns.recovery.in_(self._bases))
             .group_by(*which)
             .subquery()
         )
-        same = (columns[name] == newest.c[name] for name in _WHICH if name != "run_id")
+
+        def row_of(table: Any, recovery: str) -> ColumnElement[bool]:
+            same = (table.c[column.name] == newest.c[column.name] for column in which)
+            return and_(
+                table.c.run_id == self.run_id, table.c.recovery == newest.c[recovery], *same
+            )
+
         query = (
-            select(*_LEFT, newest.c.result_id)
-            .join_from(newest, schema.task, and_(columns.run_id == self.run_id, *same))
+            select(*_LEFT, ended.c.result_id)
+            .join_from(newest, schema.task, row_of(schema.task, "recovery"))
+            .outerjoin(ended, row_of(ended, "ended"))
             .order_by(columns.task_id)
         )
         with self._store.reading("read what was run before") as connection:
