@@ -378,7 +378,7 @@ def test_a_step_that_takes_results_reads_them_by_two_statements(make):
     assert run(None)["commits"] == plain["commits"]
 
 
-STEPS = [evr.Step(f"s{n}", int, (), {}, {}, {}, None) for n in range(3)]
+STEPS = [evr.Step(f"s{n}", int, (), {}, {}, {}, None, None, (), False) for n in range(3)]
 atoms = st.integers() | st.sampled_from([step.name for step in STEPS])
 values = st.recursive(
     atoms,

@@ -234,8 +234,8 @@ def test_a_step_that_finds_its_owner_dead_does_not_begin(tmp_path):
     reading, pipe = multiprocessing.Pipe(duplex=False)
     reading.close()  # as its keeper is dead, too
     own, writing = multiprocessing.Pipe(duplex=False)
-    origin = task.Origin(was, task.LogLevels.of_this_process(), frozenset(), pipe)
-    call = task.Call("s", 1, (tmp_path / "ran").touch, (), {})
+    origin = task.Origin(was, task.LogLevels.of_this_process(), frozenset(), pipe, 1, 0, {})
+    call = task.Call("s", 1, 1, (tmp_path / "ran").touch, (), {}, None)
     fork = multiprocessing.get_context("fork")
     process = fork.Process(target=task.main, args=(call, writing, origin))
     process.start()
