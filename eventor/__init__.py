@@ -4,6 +4,7 @@ Register events, steps and associations with an `Eventor` and call it; its steps
 of their own, and every transition is kept in one store, from which a crashed run is recovered.
 """
 
+from eventor.attached import Attached, attach
 from eventor.data import sequence
 from eventor.errors import (
     ConfigError,
@@ -27,10 +28,13 @@ from eventor.types import (
     CauseKind,
     Finding,
     FindingKind,
+    OwnerStatus,
     PlannedTask,
     PlannedTrigger,
     Preview,
     RaisedEvent,
+    Recovery,
+    Run,
     RunMode,
     Sequence,
     StepReplay,
@@ -42,6 +46,7 @@ from eventor.types import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attached",
     "Attempt",
     "Cause",
     "CauseKind",
@@ -54,13 +59,16 @@ __all__ = [
     "Finding",
     "FindingKind",
     "LaunchError",
+    "OwnerStatus",
     "OwnershipError",
     "PlannedTask",
     "PlannedTrigger",
     "Preview",
     "RaisedEvent",
+    "Recovery",
     "RecoveryError",
     "ResultError",
+    "Run",
     "RunMode",
     "Sequence",
     "Step",
@@ -72,6 +80,7 @@ __all__ = [
     "TriggerError",
     "UsageError",
     "and_",
+    "attach",
     "current",
     "or_",
     "sequence",

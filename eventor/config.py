@@ -83,6 +83,15 @@ def _lease(value: object) -> float:
     return lease
 
 
+def _linger(value: object) -> float:
+    if isinstance(value, float) and value == math.inf:
+        return math.inf
+    try:
+        return _seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or math.inf") from None
+
+
 def read_delay(value: object) -> float:
     """Return seconds to wait.
 
@@ -158,6 +167,8 @@ class Config:
         lease_seconds: seconds after which a run whose owner was not heard of may be taken over from
             another host; on the same host, a recovery sees whether the owner lives. `ev()` is
             heard of three times in that time.
+        linger: seconds for which `ev()` waits for triggers, counted from the last activity, once
+            there is nothing left to do; `math.inf` is until `stop` or a signal.
         strict_recovery: whether a recovery refuses to run a flow that is not what was recorded.
         resources: how much there is of what steps ask for in their config, by name.
     """
@@ -170,6 +181,7 @@ class Config:
     stop_on_exception: bool = True
     sleep_between_loops: float = 1
     lease_seconds: float = 30
+    linger: float = 0
     strict_recovery: bool = False
     resources: Mapping[str, int] = field(default_factory=dict)
 
@@ -210,6 +222,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "stop_on_exception": _flag,
     "sleep_between_loops": _seconds,
     "lease_seconds": _lease,
+    "linger": _linger,
     "strict_recovery": _flag,
     "max_attempts": _attempts,
     "retry_delay": read_delay,

@@ -23,13 +23,7 @@ def differences(before: object, now: object) -> list[str]:
     Raises:
         StoreError: `before` is nothing that `Flow.definition` has given.
     """
-    try:
-        then = _things(before)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise StoreError(
-            f"the definition that the run has recorded cannot be read: {error!r}"
-        ) from error
-    here = _things(now)
+    then, here = _recorded(before), _things(now)
     return [
         *(f"new {_words(thing)}" for thing in here if thing not in then),
         *(
@@ -39,6 +33,15 @@ def differences(before: object, now: object) -> list[str]:
         ),
         *(f"missing {_words(thing)}" for thing in then if thing not in here),
     ]
+
+
+def names(recorded: object, kind: str) -> list[str]:
+    """Return the names that a recorded definition gives to its things of a kind, *event* or *step*.
+
+    Raises:
+        StoreError: `recorded` is nothing that `Flow.definition` has given.
+    """
+    return [thing[1] for thing in _recorded(recorded) if thing[0] == kind]
 
 
 def lost_triggers(triggers: Iterable[Trigger], events: Mapping[str, Any]) -> list[str]:
@@ -72,6 +75,15 @@ _Thing = tuple[str, ...]
 def _words(thing: _Thing) -> str:
     kind, name, *target = thing
     return f"{kind} {name}" if not target else f"{kind} {name} -> {' '.join(target)}"
+
+
+def _recorded(definition: object) -> dict[_Thing, dict[str, Any]]:
+    try:
+        return _things(definition)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise StoreError(
+            f"the definition that the run has recorded cannot be read: {error!r}"
+        ) from error
 
 
 def _things(definition: Any) -> dict[_Thing, dict[str, Any]]:

@@ -29,7 +29,7 @@ class StoreError(EventorError):
 
 
 class RecoveryError(EventorError):
-    """There is no such run or recovery to recover from."""
+    """There is no such run or recovery to recover from, or to attach to."""
 
 
 class UsageError(EventorError):

@@ -424,11 +424,14 @@ class Eventor:
             raise UsageError("ev() is running; what it would do cannot be told before it ends")
         try:
             again, changed = (self._again, []) if self._resumed else self._look_back()
+            requests = self._ledger.requests()
+            asked = [request.trigger for request in requests if request.trigger is not None]
+            stops = [r for r in requests if r.trigger is None and r.recovery == self.recovery]
             changes = self._plan.foresee(
-                [*self._inbox.peek(), *self._defined(again)],
+                [*self._inbox.peek(), *self._defined(again), *self._defined(asked)],
                 lambda task: task.step in failed,
                 _now(),
-                stopped=self._inbox.stopped_by is not None,
+                stopped=self._inbox.stopped_by is not None or bool(stops),
             )
         finally:
             self._running.release()
@@ -608,6 +611,7 @@ class Eventor:
                 ),
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
+                self._config.linger,
                 _now,
             )
             whole = loop.run(max_loops)

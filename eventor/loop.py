@@ -1,6 +1,6 @@
 """The loop of eventor. One pass:
 
-    inbox    what has come in: triggers, the ends of steps
+    inbox    what has come in: triggers, the ends of steps, what other processes ask for
     plan     the changes that follow, from pure rules
     commit   one transaction writes them all
     launch   start what the commit made active
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from eventor.data import lacking
 from eventor.plan import TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
+from eventor.requests import Requests
 from eventor.task import describe
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 
@@ -42,6 +43,8 @@ _SHORTEST_WAIT = 0.01
 
 _BEATS_PER_LEASE = 3
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 _UNWRITTEN_WAIT = timedelta(seconds=0.05)
 """How long a pid waits to be written with something else."""
 
@@ -56,7 +59,7 @@ class Inbox:
     def __init__(self) -> None:
         self._triggers: deque[Trigger] = deque()
         self._signals: list[int] = []
-        self._stop = False
+        self._stopped_by: str | None = None
         self._lock = threading.RLock()
         self._bell: int | None = None
 
@@ -68,7 +71,7 @@ class Inbox:
         """What has asked that nothing more is started, if anything has."""
         if self._signals:
             return signal.Signals(self._signals[0]).name
-        return "stop()" if self._stop else None
+        return self._stopped_by
 
     @property
     def cut_by(self) -> str | None:
@@ -80,9 +83,9 @@ class Inbox:
         self._triggers.extend(triggers)
         self._ring()
 
-    def stop(self) -> None:
+    def stop(self, by: str = "stop()") -> None:
         """Ask that nothing more is started."""
-        self._stop = True
+        self._stopped_by = by
         self._ring()
 
     def interrupt(self, number: int) -> None:
@@ -104,7 +107,7 @@ class Inbox:
 
     def forget_stop(self) -> None:
         """Forget the request to stop: it has been followed."""
-        self._stop = False
+        self._stopped_by = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[int]:
@@ -137,8 +140,10 @@ class Loop:
         journal: where it is said.
         inbox: where triggers and requests to stop come in.
         launcher: what starts the steps, and hears of their triggers and ends.
-        sleep: seconds, the longest wait between two passes.
+        sleep: seconds, the longest wait between two passes, and between two looks at what other
+            processes ask for; those are no more frequent either.
         lease: seconds, the longest time in which nothing is written.
+        linger: seconds for which it waits for triggers when there is nothing to do.
         clock: gives the time, in UTC.
     """
 
@@ -152,6 +157,7 @@ class Loop:
         launcher: Launcher,
         sleep: float,
         lease: float,
+        linger: float,
         clock: Callable[[], datetime],
     ) -> None:
         self._flow = flow
@@ -162,9 +168,12 @@ class Loop:
         self._launcher = launcher
         self._clock = clock
         self._beat = timedelta(seconds=lease / _BEATS_PER_LEASE)
-        self._heard_of = datetime.min.replace(tzinfo=UTC)
+        self._heard_of = _NEVER
         longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
         self._sleep = max(_SHORTEST_WAIT, longest)
+        self._requests = Requests(flow, ledger, max(_SHORTEST_WAIT, sleep))
+        self._linger = linger
+        self._active_at = clock()
         self._unwritten: list[TaskLaunched] = []
         self._unwritten_until = self._heard_of
         self.paused = False
@@ -202,16 +211,7 @@ class Loop:
         launches = 0
         while True:
             now = self._clock()
-            arrivals = [*failed, *self._launcher.collect()]
-            self._heed_request()
-            triggers = self._inbox.take()
-            changes = self._plan.advance([*triggers, *arrivals], now)
-            # While steps run too: who kills the keeper must not have their owner's death go unseen.
-            another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
-            self._commit(changes, another, now)
-            if triggers:
-                # Who triggers may have prepared something of which no earlier fork knows.
-                self._launcher.renew()
+            changes = self._decide(failed, now)
             failed = self._launch(changes)
             self._report(changes)
             if max_loops is not None and any(isinstance(one, TaskActive) for one in changes):
@@ -222,23 +222,56 @@ class Loop:
             self._hurry()
             if self._inbox.cut_by is not None:
                 return False
-            if self._plan.idle and not (self._inbox or failed):
-                self._launcher.finish()
-                if not self._launcher.busy:
-                    return True
             if not failed:
+                if self._is_done(now):
+                    return True
                 self._launcher.stock(self._plan.about_to_start)
                 self._launcher.wait(bell, self._seconds_to_wait())
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
 
+    def _decide(self, failed: list[TaskEnded], now: datetime) -> list[Change]:
+        """Return what follows from what has come in, recorded."""
+        arrivals = [*failed, *self._launcher.collect()]
+        asked = self._requests.look(now)
+        self._heed_request()
+        triggers = self._inbox.take()
+        changes = self._plan.advance([*triggers, *asked, *arrivals], now)
+        # While steps run too: who kills the keeper must not have their owner's death go unseen.
+        another = not self._plan.idle and self._ledger.kept_by(self._launcher.prepare())
+        answered = self._requests.answer(changes)
+        self._commit(changes, another or answered, now)
+        if triggers:
+            # Who triggers may have prepared something of which no earlier fork knows.
+            self._launcher.renew()
+        if changes or triggers or answered or not self._plan.idle:
+            self._active_at = now
+        return changes
+
+    def _is_done(self, now: datetime) -> bool:
+        if not self._plan.idle or self._inbox or self._linger_left(now):
+            return False
+        self._launcher.finish()
+        return not self._launcher.busy and self._requests.look_last()
+
     def _seconds_to_wait(self) -> float:
-        due = self._plan.next_due
+        now = self._clock()
+        seconds = [self._sleep]
+        if (due := self._plan.next_due) is not None:
+            seconds.append((due - now).total_seconds())
         if self._unwritten:
-            due = self._unwritten_until if due is None else min(due, self._unwritten_until)
-        if due is None:
-            return self._sleep
-        return min(self._sleep, max(0.0, (due - self._clock()).total_seconds()))
+            seconds.append((self._unwritten_until - now).total_seconds())
+        if linger := self._linger_left(now):
+            seconds.append(linger)
+        return max(0.0, min(*seconds, self._requests.seconds_left(now)))
+
+    def _linger_left(self, now: datetime) -> float:
+        """Return for how many seconds to wait for triggers yet, if there is nothing to do."""
+        if not self._linger or self._plan.stopping or not self._plan.idle:
+            return 0.0
+        # A clock that is set back makes it begin anew, rather than last for so much longer.
+        self._active_at = min(self._active_at, now)
+        return max(0.0, self._linger - (now - self._active_at).total_seconds())
 
     def _hurry(self) -> None:
         for task in self._launcher.hurry():
@@ -247,6 +280,9 @@ class Loop:
 
     def _heed_request(self) -> None:
         """Start nothing more once somebody has asked for it, and say so once."""
+        process = self._requests.stopped_by
+        if process is not None and self._inbox.stopped_by is None:
+            self._inbox.stop(f"stop() of process {process}")
         reason = self._inbox.stopped_by
         if reason is None or self._plan.stopping:
             return
@@ -255,14 +291,15 @@ class Loop:
             message = f"Stopping by {reason}: the steps that run are waited for"
             self._journal.say(logging.WARNING, message, "loop_session_start")
 
-    def _commit(self, changes: list[Change], another_keeper: bool, now: datetime) -> None:
-        due = changes or another_keeper or (self._unwritten and now >= self._unwritten_until)
+    def _commit(self, changes: list[Change], noted: bool, now: datetime) -> None:
+        due = changes or noted or (self._unwritten and now >= self._unwritten_until)
         if due or not timedelta(0) <= now - self._heard_of < self._beat:
             self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []
             self._heard_of = now
 
     def _report(self, changes: list[Change]) -> None:
+        self._requests.report(self._journal)
         for change in changes:
             if isinstance(change, TaskEnded):
                 self._report_end(change)

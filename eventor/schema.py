@@ -15,6 +15,7 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -78,6 +79,25 @@ MIGRATIONS = {
             PRIMARY KEY (run_id, recovery, event, sequence, sequence_type, seconds),
             FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
         )""",
+        """CREATE TABLE eventor_request (
+            request_id INTEGER NOT NULL,
+            run_id INTEGER NOT NULL,
+            recovery INTEGER NOT NULL,
+            kind TEXT NOT NULL,
+            event TEXT,
+            sequence TEXT,
+            sequence_type TEXT,
+            made_at DATETIME NOT NULL,
+            made_by_host TEXT NOT NULL,
+            made_by_pid INTEGER NOT NULL,
+            taken_at DATETIME,
+            taken_in INTEGER,
+            answer TEXT,
+            PRIMARY KEY (request_id),
+            FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
+        )""",
+        """CREATE INDEX eventor_request_waiting ON eventor_request (run_id)
+            WHERE taken_at IS NULL""",
     ),
 }
 """For an earlier version, the statements that make the next one of it."""
@@ -232,3 +252,25 @@ delay = Table(
     Column("due_at", UtcDateTime, nullable=False),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )
+# What other processes ask of a run, and what became of it in the recovery that took it up.
+request = Table(
+    "eventor_request",
+    metadata,
+    Column("request_id", Integer, primary_key=True),
+    Column("run_id", Integer, nullable=False),
+    Column("recovery", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("event", Text),
+    Column("sequence", Text),
+    Column("sequence_type", Text),
+    Column("made_at", UtcDateTime, nullable=False),
+    Column("made_by_host", Text, nullable=False),
+    Column("made_by_pid", Integer, nullable=False),
+    Column("taken_at", UtcDateTime),
+    Column("taken_in", Integer),
+    Column("answer", Text),
+    ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
+)
+
+# Of those that wait alone, so that a look at them costs the same however many there have been.
+Index("eventor_request_waiting", request.c.run_id, sqlite_where=request.c.taken_at.is_(None))

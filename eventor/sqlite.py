@@ -46,19 +46,23 @@ Identity = tuple[tuple[int, int], ...]
 """Which files a store is: by device and inode, its own and that of its log."""
 
 
-def check_file(path: Path, *, must_exist: bool) -> None:
+def check_file(path: Path, *, needed_to: str = "") -> None:
     """Make sure that `path` is a store of eventor, or that one can be made there.
+
+    Args:
+        path: the file.
+        needed_to: what cannot be done without one that is there.
 
     Raises:
         StoreError: neither holds; the message says why, and nothing has been changed.
-        RecoveryError: `must_exist`, and there is no file, or an empty one.
+        RecoveryError: `needed_to`, and there is no file, or an empty one.
     """
     try:
         status = path.stat()
     except FileNotFoundError:
-        if must_exist:
+        if needed_to:
             raise RecoveryError(
-                f"there is nothing to recover: the store {path} does not exist"
+                f"there is nothing to {needed_to}: the store {path} does not exist"
             ) from None
         _check_place(path)
         _check_leftovers(path)
@@ -73,8 +77,8 @@ def check_file(path: Path, *, must_exist: bool) -> None:
     if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
         raise StoreError(f"the store {path} cannot be both read and written by this user")
     _check_place(path)
-    if not (status.st_size and _has_tables(path)) and must_exist:
-        raise RecoveryError(f"there is nothing to recover: the store {path} is empty")
+    if not (status.st_size and _has_tables(path)) and needed_to:
+        raise RecoveryError(f"there is nothing to {needed_to}: the store {path} is empty")
 
 
 def open_engine(path: Path | None) -> Engine:
@@ -169,6 +173,24 @@ def add_tables(engine: Engine) -> None:
             for statement in schema.MIGRATIONS[version]:
                 connection.exec_driver_sql(statement)
             connection.execute(update(schema.schema), {"version": version + 1})
+
+
+def check_tables(engine: Engine) -> None:
+    """Make sure that a store has the tables of this version, and leave them as they are.
+
+    Raises:
+        StoreError: it is of an earlier version, or of a later one.
+    """
+    with engine.connect() as connection, connection.begin():
+        found = connection.scalar(select(schema.schema.c.version))
+    path = str(engine.url.database)
+    _check_version(found, path)
+    if found != schema.VERSION:
+        raise StoreError(
+            f"the store {path} has schema version {found}, and is left as it is: an Eventor that "
+            f"begins or recovers a run in it brings it up to version {schema.VERSION}, and can "
+            "then be attached to"
+        )
 
 
 def identify(path: Path) -> Identity:

@@ -14,6 +14,8 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,10 @@ from eventor.types import (
     Attempt,
     Cause,
     CauseKind,
+    OwnerStatus,
     RaisedEvent,
+    Recovery,
+    Run,
     Sequence,
     StepReplay,
     StoredResult,
@@ -95,6 +100,43 @@ class Location:
 
     def __str__(self) -> str:
         return MEMORY if self.path is None else str(self.path)
+
+
+class RequestKind(StrEnum):
+    """What another process can ask of a run."""
+
+    trigger = "trigger"
+    stop = "stop"
+
+
+class Answer(StrEnum):
+    """What became of a request."""
+
+    raised = "raised"
+    raised_before = "raised before"
+    """The event was raised in that sequence already."""
+    refused = "refused"
+    """The flow has no such event."""
+    stopped = "stopped"
+    too_late = "too late"
+    """It asked an owner to stop that has ended since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What another process has asked of a run.
+
+    Attributes:
+        number: its number in the store.
+        by: the host and pid of that process.
+        recovery: the latest recovery of the run when it was made.
+        trigger: the event that it asks to raise; None for a request to stop.
+    """
+
+    number: int
+    by: str
+    recovery: int
+    trigger: Trigger | None
 
 
 def locate(store: str | os.PathLike[str]) -> Location:
@@ -152,19 +194,24 @@ class Store:
     Args:
         location: where it lives.
         must_exist: whether it is an error that there is none yet.
+        attaching: whether it has to exist, and one of an earlier schema is refused, for a run in
+            it may have an owner of that schema.
 
     Raises:
         StoreError: it cannot be used; what is there is left as it was.
-        RecoveryError: `must_exist`, and there is none.
+        RecoveryError: it has to exist, and there is none.
     """
 
-    def __init__(self, location: Location, *, must_exist: bool = False) -> None:
+    def __init__(
+        self, location: Location, *, must_exist: bool = False, attaching: bool = False
+    ) -> None:
         self.location = location
+        needed_to = "attach to" if attaching else "recover" if must_exist else ""
         path = self._path = _real(location)
         if path is not None:
-            sqlite.check_file(path, must_exist=must_exist)
-        elif must_exist:
-            raise RecoveryError("there is nothing to recover: a store in memory keeps no runs")
+            sqlite.check_file(path, needed_to=needed_to)
+        elif needed_to:
+            raise RecoveryError(f"there is nothing to {needed_to}: a store in memory keeps no runs")
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
         self._engine = sqlite.open_engine(path)
@@ -172,11 +219,14 @@ class Store:
         self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
-                if path is not None and not path.exists():
+                if attaching:
+                    sqlite.check_tables(self._engine)
+                elif path is not None and not path.exists():
                     sqlite.create(path)
                 if path is not None:
                     sqlite.enter_wal(path)
-                sqlite.add_tables(self._engine)
+                if not attaching:
+                    sqlite.add_tables(self._engine)
                 self._identity = None if path is None else sqlite.identify(path)
         except BaseException:
             self.close()
@@ -253,8 +303,154 @@ class Store:
                 update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
                 _owned(claim, lease_seconds, now),
             )
+            _forget_stops(connection, run_id, latest, now)
             lineage = tuple(_lineage(parents, latest))
             return Ledger(self, claim, run_id, latest, lineage, keeper, continues=True)
+
+    def find(
+        self, name: str, run_id: int | None = None, recovery: int | None = None
+    ) -> tuple[int, int]:
+        """Return the numbers of a run of that name, and of a recovery of it: by default the latest.
+
+        Raises:
+            RecoveryError: there is no such run or recovery.
+        """
+        runs, recoveries = schema.run.c, schema.recovery.c
+        with self.reading("find a run") as connection:
+            latest = connection.scalar(select(func.max(runs.run_id)).where(runs.name == name))
+            if latest is None:
+                raise RecoveryError(
+                    f"there is nothing to attach to: the store {self.location} has no run "
+                    f"named {name!r}; {_say_names(connection)}"
+                )
+            of_name = select(runs.run_id).where(runs.name == name, runs.run_id == run_id)
+            if run_id is not None and connection.scalar(of_name) is None:
+                raise RecoveryError(
+                    f"the store {self.location} has no run {run_id} named {name!r}; "
+                    f"the latest is {latest}"
+                )
+            run = latest if run_id is None else run_id
+            of_run = select(recoveries.recovery).where(recoveries.run_id == run)
+            newest = max(known := connection.scalars(of_run).all())
+            if recovery is not None and recovery not in known:
+                raise RecoveryError(f"run {run} has no recovery {recovery}; the latest is {newest}")
+            return run, newest if recovery is None else recovery
+
+    def runs(self, name: str, now: datetime) -> list[Run]:
+        """Return all runs of that name with their recoveries, in the order in which they began."""
+        query = (
+            select(schema.run.c.name, schema.run.c.began_at.label("run_began_at"), schema.recovery)
+            .join_from(schema.run, schema.recovery)
+            .where(schema.run.c.name == name)
+            .order_by(schema.run.c.run_id, schema.recovery.c.recovery)
+        )
+        with self.reading("read its runs") as connection:
+            of_runs = [
+                list(rows) for _, rows in groupby(connection.execute(query), lambda row: row.run_id)
+            ]
+        return [
+            Run(
+                rows[0].run_id,
+                rows[0].name,
+                rows[0].run_began_at,
+                tuple(
+                    Recovery(
+                        row.recovery,
+                        row.based_on,
+                        row.began_at,
+                        _owner_status(row, rows[-1].recovery, now),
+                    )
+                    for row in rows
+                ),
+            )
+            for rows in of_runs
+        ]
+
+    def definition(self, run_id: int) -> Any:
+        """Return the definition that a run has recorded last, or None."""
+        columns = schema.definition.c
+        query = (
+            select(columns.definition)
+            .where(columns.run_id == run_id)
+            .order_by(columns.recovery.desc())
+            .limit(1)
+        )
+        with self.reading("read the definition") as connection:
+            written = connection.scalar(query)
+            return None if written is None else json.loads(written)
+
+    def tasks(
+        self,
+        run_id: int,
+        recovery: int,
+        step: str | None,
+        sequence: Sequence | None,
+        status: TaskStatus | None,
+    ) -> list[Task]:
+        """Return the tasks of a recovery in the order in which they became ready."""
+        columns = schema.task.c
+        query = (
+            select(schema.task, schema.result.c.encoding, schema.result.c.data)
+            .outerjoin(schema.result, columns.result_id == schema.result.c.result_id)
+            .where(columns.run_id == run_id, columns.recovery == recovery)
+            .where(*_of_sequence(schema.task, sequence))
+            .order_by(columns.task_id)
+        )
+        if step is not None:
+            query = query.where(columns.step == step)
+        if status is not None:
+            query = query.where(columns.status == status.value)
+        attempts = (
+            select(schema.attempt)
+            .where(schema.attempt.c.run_id == run_id, schema.attempt.c.recovery == recovery)
+            .where(*_of_sequence(schema.attempt, sequence))
+            .order_by(schema.attempt.c.attempt)
+        )
+        with self.reading("read its tasks") as connection:
+            earlier: dict[TaskKey, list[Attempt]] = {}
+            for row in connection.execute(attempts):
+                earlier.setdefault(_task_key(row), []).append(_attempt(row))
+            return [
+                _task(row, earlier.get(_task_key(row), [])) for row in connection.execute(query)
+            ]
+
+    def events(
+        self, run_id: int, recovery: int, event: str | None, sequence: Sequence | None
+    ) -> list[RaisedEvent]:
+        """Return the events that a recovery has raised, in that order."""
+        columns = schema.event.c
+        query = (
+            select(schema.event)
+            .where(columns.run_id == run_id, columns.recovery == recovery)
+            .where(*_of_sequence(schema.event, sequence))
+            .order_by(columns.event_id)
+        )
+        if event is not None:
+            query = query.where(columns.event == event)
+        with self.reading("read its events") as connection:
+            return [
+                RaisedEvent(row.event, _sequence(row), row.recovery, row.raised_at, _cause(row))
+                for row in connection.execute(query)
+            ]
+
+    def ask_to_trigger(
+        self, run_id: int, event: str, sequence: Sequence, by: Owner, now: datetime
+    ) -> bool:
+        """Record that a process asks a run to raise an event; tell whether its owner lives."""
+        with self.writing("record a trigger") as connection:
+            latest = _latest_recovery(connection, run_id)
+            asked = {"event": event, **_typed(sequence)}
+            _insert_request(connection, latest, RequestKind.trigger, asked, by, now)
+            return _is_held(latest, now)
+
+    def ask_to_stop(self, run_id: int, by: Owner, now: datetime) -> bool:
+        """Record that a process asks the owner of a run to stop, if that lives; tell whether."""
+        with self.writing("record a request to stop") as connection:
+            latest = _latest_recovery(connection, run_id)
+            held = _is_held(latest, now)
+            if held:
+                _insert_request(connection, latest, RequestKind.stop, {}, by, now)
+            return held
 
     @contextmanager
     def writing(self, what: str) -> Iterator[Connection]:
@@ -356,6 +552,12 @@ class Ledger:
         self._keeper: dict[str, Any] = {"new_keeper_pid": None, "new_keeper_began": None}
         self._defined = b""
         self._undefined: tuple[str, bytes] | None = None
+        self._answers: Mapping[int, Answer] = {}
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes can reach this store, and ask something of the run."""
+        return self._store.location.path is not None
 
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
@@ -492,6 +694,22 @@ class Ledger:
         self._keeper = {"new_keeper_pid": keeper, "new_keeper_began": began}
         return True
 
+    def requests(self) -> list[Request]:
+        """Return what other processes have asked of this run and nobody has taken up, in order."""
+        with self._store.reading("read what was asked of the run") as connection:
+            text = _texts(connection.dialect).waiting
+            rows = connection.exec_driver_sql(text, {"of_run_id": self.run_id})
+            return [_request(row) for row in rows]
+
+    def answer(self, answers: Mapping[int, Answer]) -> bool:
+        """Take note of what becomes of requests, by their numbers, for the next `record`.
+
+        Returns:
+            Whether there are any.
+        """
+        self._answers = answers
+        return bool(answers)
+
     def record(self, changes: Iterable[Change], now: datetime) -> None:
         """Write all changes of one pass in one transaction, which also renews the lease.
 
@@ -507,8 +725,11 @@ class Ledger:
             for change in changes:
                 batch.add(change)
             batch.write()
+            if self._answers:
+                self._take_up(connection, now)
         if self._undefined is not None:
             self._defined, self._undefined = self._undefined[1], None
+        self._answers = {}
 
     def tasks(
         self,
@@ -517,29 +738,7 @@ class Ledger:
         status: TaskStatus | None = None,
     ) -> list[Task]:
         """Return the tasks of this recovery in the order in which they became ready."""
-        columns = schema.task.c
-        query = (
-            select(schema.task, schema.result.c.encoding, schema.result.c.data)
-            .outerjoin(schema.result, columns.result_id == schema.result.c.result_id)
-            .where(*self._mine(schema.task), *_of_sequence(schema.task, sequence))
-            .order_by(columns.task_id)
-        )
-        if step is not None:
-            query = query.where(columns.step == step)
-        if status is not None:
-            query = query.where(columns.status == status.value)
-        attempts = (
-            select(schema.attempt)
-            .where(*self._mine(schema.attempt), *_of_sequence(schema.attempt, sequence))
-            .order_by(schema.attempt.c.attempt)
-        )
-        with self._store.reading("read its tasks") as connection:
-            earlier: dict[TaskKey, list[Attempt]] = {}
-            for row in connection.execute(attempts):
-                earlier.setdefault(_task_key(row), []).append(_attempt(row))
-            return [
-                _task(row, earlier.get(_task_key(row), [])) for row in connection.execute(query)
-            ]
+        return self._store.tasks(self.run_id, self.recovery, step, sequence, status)
 
     def results(
         self, steps: Collection[str], sequence: Sequence, *, earlier: bool = False
@@ -565,19 +764,7 @@ class Ledger:
         self, event: str | None = None, sequence: Sequence | None = None
     ) -> list[RaisedEvent]:
         """Return the events that this recovery has raised, in that order."""
-        columns = schema.event.c
-        query = (
-            select(schema.event)
-            .where(*self._mine(schema.event), *_of_sequence(schema.event, sequence))
-            .order_by(columns.event_id)
-        )
-        if event is not None:
-            query = query.where(columns.event == event)
-        with self._store.reading("read its events") as connection:
-            return [
-                RaisedEvent(row.event, _sequence(row), row.recovery, row.raised_at, _cause(row))
-                for row in connection.execute(query)
-            ]
+        return self._store.events(self.run_id, self.recovery, event, sequence)
 
     def release(self) -> None:
         """Record that this recovery has no owner any more; if that fails, it has none either."""
@@ -623,6 +810,19 @@ class Ledger:
     def _define(self, connection: Connection, written: str) -> None:
         connection.execute(delete(schema.definition).where(*self._mine(schema.definition)))
         connection.execute(insert(schema.definition), self._here | {"definition": written})
+
+    def _take_up(self, connection: Connection, now: datetime) -> None:
+        """Mark requests as taken up, with what became of them."""
+        rows = [
+            {
+                "of_request_id": number,
+                "new_taken_at": now,
+                "new_taken_in": self.recovery,
+                "new_answer": answer.value,
+            }
+            for number, answer in self._answers.items()
+        ]
+        connection.execute(_answering(), rows)
 
     def _renew(self, connection: Connection, now: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
@@ -680,7 +880,7 @@ class _Texts:
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        def text(statement: Insert | Update, columns: Iterable[str] = ()) -> str:
+        def text(statement: Insert | Select[Any] | Update, columns: Iterable[str] = ()) -> str:
             return str(statement.compile(dialect=dialect, column_keys=list(columns) or None))
 
         numbers = ("event_id", "task_id")
@@ -705,6 +905,7 @@ class _Texts:
         left = _keep_attempts(schema.task, active, recovery=here)
         self.copied = (text(_keep_attempts(schema.attempt, recovery=here)), text(left))
         self.renew = text(_renewal())
+        self.waiting = text(_waiting())
         self._time = schema.UtcDateTime().dialect_impl(dialect).bind_processor(dialect)
 
     def time(self, moment: datetime) -> Any:
@@ -935,6 +1136,59 @@ def _renewal() -> Update:
     )
 
 
+def _waiting() -> Select[Any]:
+    columns = schema.request.c
+    return (
+        select(schema.request)
+        .where(columns.run_id == bindparam("of_run_id"), columns.taken_at.is_(None))
+        .order_by(columns.request_id)
+    )
+
+
+def _answering() -> Update:
+    columns = schema.request.c
+    return (
+        update(schema.request)
+        .where(columns.request_id == bindparam("of_request_id"))
+        .values(
+            taken_at=bindparam("new_taken_at"),
+            taken_in=bindparam("new_taken_in"),
+            answer=bindparam("new_answer"),
+        )
+    )
+
+
+def _forget_stops(connection: Connection, run_id: int, recovery: int, now: datetime) -> None:
+    """Answer requests to stop that an owner has not lived to read: they were for that one alone."""
+    columns = schema.request.c
+    connection.execute(
+        update(schema.request)
+        .where(columns.run_id == run_id, columns.taken_at.is_(None))
+        .where(columns.kind == RequestKind.stop.value)
+        .values(taken_at=now, taken_in=recovery, answer=Answer.too_late.value)
+    )
+
+
+def _insert_request(
+    connection: Connection,
+    latest: _Row,
+    kind: RequestKind,
+    asked: Mapping[str, str],
+    by: Owner,
+    now: datetime,
+) -> None:
+    row = {
+        "run_id": latest.run_id,
+        "recovery": latest.recovery,
+        "kind": kind.value,
+        **asked,
+        "made_at": now,
+        "made_by_host": by.host,
+        "made_by_pid": by.pid,
+    }
+    connection.execute(insert(schema.request), row)
+
+
 def _insert_recovery(
     connection: Connection,
     run_id: int,
@@ -997,6 +1251,25 @@ def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetim
     if row.owner_pid == os.getpid():
         raise OwnershipError(f"{held}recovered: that is this program, which has to close it first")
     raise OwnershipError(f"{held}recovered while that process lives")
+
+
+def _latest_recovery(connection: Connection, run_id: int) -> _Row:
+    columns = schema.recovery.c
+    query = select(schema.recovery).where(columns.run_id == run_id)
+    return connection.execute(query.order_by(columns.recovery.desc()).limit(1)).one()
+
+
+def _is_held(latest: _Row, now: datetime) -> bool:
+    """Tell whether the owner of the latest recovery of a run lives."""
+    running = False if latest.owner_pid is None else owner.is_running(_owner(latest))
+    return owner.holds(running, latest.heartbeat_at, latest.lease_seconds or 0.0, now)
+
+
+def _owner_status(row: _Row, latest: int, now: datetime) -> OwnerStatus:
+    if row.owner_pid is None:
+        return OwnerStatus.ended
+    lives = row.recovery == latest and _is_held(row, now)
+    return OwnerStatus.live if lives else OwnerStatus.dead
 
 
 def _owner(row: _Row) -> Owner:
@@ -1102,6 +1375,14 @@ def _cause_columns(cause: Cause) -> dict[str, str | None]:
         "cause_source": cause.source,
         "cause_detail": cause.detail,
     }
+
+
+def _request(row: _Row) -> Request:
+    by = f"{row.made_by_host}:{row.made_by_pid}"
+    trigger = None
+    if RequestKind(row.kind) is RequestKind.trigger:
+        trigger = Trigger(row.event, _sequence(row), Cause(CauseKind.process, detail=by))
+    return Request(row.request_id, by, row.recovery, trigger)
 
 
 def _left(row: _Row) -> Left:

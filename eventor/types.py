@@ -86,6 +86,17 @@ class CauseKind(StrEnum):
     """A recovery raised again a trigger that an earlier recovery had from outside."""
 
 
+class OwnerStatus(StrEnum):
+    """How it stands with the owner of a recovery, the program that runs it."""
+
+    live = "live"
+    """It owns the run."""
+    dead = "dead"
+    """It died without releasing the run, or was replaced after its lease."""
+    ended = "ended"
+    """It has closed its Eventor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why an event was raised, or why a task was created.
@@ -94,8 +105,9 @@ class Cause:
         kind: the kind of reason.
         source: the name of the event (association; expression: the one that completed it)
             or of the step (status, step) that is the reason; None where there is none.
-        detail: the expression, the transition (`at_success`), or for a recovery the number
-            of the recovery that had the trigger; None where there is none.
+        detail: the expression, the transition (`at_success`), for a recovery the number of the
+            recovery that had the trigger, for a process its host and pid (`host:1234`); None
+            where there is none.
     """
 
     kind: CauseKind
@@ -368,3 +380,37 @@ class Task:
                 f"the result of {self.step}[{self.sequence}] cannot be unpickled here: "
                 f"{type(error).__name__}: {error}; `stored.data` holds its pickle"
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One recovery of a run, as `Attached.runs` returns it within its `Run`.
+
+    Attributes:
+        recovery: its number in the run; 0 is the initial run.
+        based_on: the recovery from which it started; None for the initial run.
+        began_at: when, in UTC.
+        owner: whether the program that runs it lives.
+    """
+
+    recovery: int
+    based_on: int | None
+    began_at: datetime
+    owner: OwnerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run, as `Attached.runs` returns it.
+
+    Attributes:
+        run_id: its number in the store.
+        name: its name.
+        began_at: when, in UTC.
+        recoveries: its recoveries, from the initial run to the latest.
+    """
+
+    run_id: int
+    name: str
+    began_at: datetime
+    recoveries: tuple[Recovery, ...]

@@ -190,6 +190,8 @@ def test_a_status_that_is_none(ev):
         ({"config": {"sleep_between_loops": 10**400}}, "expected a finite number of seconds"),
         ({"config": {"lease_seconds": 0}}, "is 0; expected a number of seconds above 0"),
         ({"config": {"lease_seconds": 1e9}}, "at most 10,000,000"),
+        ({"config": {"linger": -1}}, "linger .* is -1; expected a finite number .*, or math.inf"),
+        ({"config": {"linger": None}}, "linger in .* is None"),
         ({"config": {"strict_recovery": 1}}, "is 1; expected True or False"),
         ({"config": {"workdir": 5}}, "workdir in .* is 5; expected the path of a directory"),
         ({"config": {"logdir": ""}}, "logdir in .* is ''"),

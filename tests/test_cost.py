@@ -43,11 +43,12 @@ def counting(ev):
 @pytest.fixture
 def cost(make, monkeypatch):
     """Return what `ev()` costs on a flow, for each step more."""
-    # What a slow machine would write in between, and so often as it is slow: a pid alone, a beat.
+    # What a slow machine would do in between, as often as it is slow: a pid alone, a beat, a look.
     monkeypatch.setattr("eventor.loop._UNWRITTEN_WAIT", timedelta(days=1))
 
     def run(build, size, **config):
-        ev = make(config={"lease_seconds": 1_000_000, **config})
+        unhurried = {"lease_seconds": 1_000_000, "sleep_between_loops": 1_000_000}
+        ev = make(config={**unhurried, **config})
         ev.trigger_event(build(ev, size))
         with counting(ev) as counted:
             assert ev() is True
@@ -171,10 +172,15 @@ def test_what_ends_together_is_one_commit(make, launcher):
     assert counted["UPDATE task"] == 2
 
 
-def test_a_pass_without_changes_writes_nothing_but_the_lease_now_and_then(make, launcher):
+@pytest.mark.parametrize(
+    ("store", "sleep", "looks"), [(None, 1, 60), (None, 3, 20), (":memory:", 1, 0)]
+)
+def test_a_pass_without_changes_costs_the_lease_and_a_look_at_requests_now_and_then(
+    make, launcher, store, sleep, looks
+):
     def idle(waits):
         launcher.waits = waits
-        ev = make(config={"lease_seconds": 30})
+        ev = make(store, config={"lease_seconds": 30, "sleep_between_loops": sleep})
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("s", func=int))
         ev.trigger_event(go)
@@ -182,10 +188,16 @@ def test_a_pass_without_changes_writes_nothing_but_the_lease_now_and_then(make, 
             assert ev() is True
         return counted
 
-    # Each second is a pass; of a lease of 30 seconds, each tenth is heard of.
+    # Each second is a pass; of a lease of 30 seconds, each tenth is heard of. A store that other
+    # processes can reach is read once in `sleep_between_loops`.
     short, long = idle(15), idle(75)
     long.subtract(short)
-    assert +long == {"commits": 6, "UPDATE recovery": 6, "rows": 6}
+    assert +long == {
+        "commits": 6,
+        "UPDATE recovery": 6,
+        "rows": 6,
+        **({"reads": looks} if looks else {}),
+    }
 
 
 def test_what_waits_for_its_time_costs_no_more_than_what_runs(make, launcher):
@@ -202,4 +214,4 @@ def test_what_waits_for_its_time_costs_no_more_than_what_runs(make, launcher):
 
     short, long = wait(15.5), wait(75.5)
     long.subtract(short)
-    assert +long == {"passes": 60, "commits": 6, "UPDATE recovery": 6, "rows": 6}
+    assert +long == {"passes": 60, "reads": 60, "commits": 6, "UPDATE recovery": 6, "rows": 6}

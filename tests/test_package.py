@@ -37,8 +37,10 @@ FLOORS = [
     "zygote",
     "launch",
     "logs",
+    "requests",
     "loop",
     "eventor",
+    "attached",
     "__init__",
 ]
 

@@ -55,6 +55,7 @@ UNDO = {
         "ALTER TABLE eventor_task DROP COLUMN due_at",
         "DROP TABLE eventor_attempt",
         "DROP TABLE eventor_delay",
+        "DROP TABLE eventor_request",
     ),
     2: (
         "ALTER TABLE eventor_recovery ADD COLUMN definition TEXT",
