@@ -1,7 +1,8 @@
 """The proof of durability: random flows, hit at every point, and recovered until they are done.
 
 The Eventor, its loop and its store are the real ones. The clock is not, nor is the launcher: it
-starts nothing, and ends what it was given in a random order. What a recovery should find is read
+starts nothing, and ends what it was given in a random order. Meanwhile other processes trigger
+events and ask for a stop, over a connection of their own. What a recovery should find is read
 from the tables here, naively, and never asked of eventor. With `--proofs 50` there are well over
 100,000 flows.
 """
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 
 import eventor as evr
 from eventor import owner, sqlite, store
+from eventor.attached import Attached
 from eventor.plan import TaskEnded
 from eventor.types import Outcome, TaskStatus, failure
 from tests.test_rules import DEFAULT, RESOURCES, cases, model
@@ -43,14 +45,21 @@ class World:
 
     def __init__(self, path):
         self.path = path
+        self.attached = Attached(store.Store(store.locate(path), attaching=True), "")
         self.reader = sqlite3.connect(path, isolation_level=None)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.hits = collections.Counter()
         self.name = ""
         self.starts = []
+        self.answers = collections.Counter()
 
-    def begin_flow(self, name, stumbles):
-        self.name, self.stumbles, self.starts = name, stumbles, []
+    def begin_flow(self, name, case, requests):
+        self.name, self.starts, self.case = name, [], case
+        self.left_to_ask, self.asked = requests, 0
+        ((self.asked_before,),) = self.reader.execute(
+            "SELECT ifnull(max(request_id), 0) FROM eventor_request"
+        )
+        self.attached._name = name
 
     def begin_life(self, dice, failing, stopping, incident, countdown):
         self.dice, self.incident, self.countdown = dice, incident, countdown
@@ -63,9 +72,31 @@ class World:
         """Begin a call of `ev()`; a request to stop, and a failure, hold for one."""
         self.asked_to_stop = False
         self.allowed = None
+        self.stopped_before = len(self.requests("stopped"))
+
+    def ask(self):
+        """Be another process, which now and then asks something of the run."""
+        if not self.left_to_ask or self.dice.random() > 0.2:
+            return
+        self.left_to_ask -= 1
+        # There may be no run yet, or its flow may be known not to have that event.
+        with contextlib.suppress(evr.RecoveryError, evr.DefinitionError):
+            if self.dice.random() < 0.2:
+                self.asked += self.attached.stop()
+            else:
+                event = self.dice.randrange(len(self.case.exprs) + 1)
+                self.attached.trigger(f"e{event}", self.dice.choice([1, "1", 2]))
+                self.asked += 1
+
+    def requests(self, answer):
+        """Return the triggers that had this answer: event, sequence, when made, where taken."""
+        query = "SELECT event, sequence, sequence_type, recovery, taken_in" + OF_REQUESTS
+        found = self.rows(query + " AND request_id > ? AND answer IS ?", self.asked_before, answer)
+        return [(event, typed(*sequence), made, taken) for event, *sequence, made, taken in found]
 
     def point(self):
         """Be a point at which the owner may be hit."""
+        self.ask()
         if self.countdown is None:
             return
         self.countdown -= 1
@@ -117,12 +148,14 @@ class World:
         task, recovery = (key.step, key.sequence), self.ev.recovery
         assert self.tasks(recovery)[task] == "active", "launched, and not recorded as active"
         assert self.allowed is None or task in self.allowed, "launched, and was not to be"
+        assert len(self.requests("stopped")) == self.stopped_before, "launched after a stop"
         self.starts.append((recovery, task, self.tasks(recovery, "attempt")[task]))
         self.running[task] = key
         self.point()
         return 1
 
     def wait(self, bell, seconds):
+        self.ask()
         self.now += timedelta(seconds=self.dice.choice([seconds, self.dice.uniform(0, seconds)]))
         ((heard_of,),) = self.rows("SELECT max(heartbeat_at)" + OF_RUN)
         lapsed = self.now.replace(tzinfo=None) - datetime.fromisoformat(heard_of)
@@ -131,7 +164,7 @@ class World:
         for task in self.dice.sample(running, self.dice.randint(0, min(3, len(running)))):
             good = Outcome(TaskStatus.success, "")
             attempt = self.tasks(self.ev.recovery, "attempt")[task]
-            failed = task[0] in self.failing or attempt <= self.stumbles[int(task[0][1:])]
+            failed = task[0] in self.failing or attempt <= self.case.stumbles[int(task[0][1:])]
             self.ended.append(TaskEnded(self.running.pop(task), failure("x") if failed else good))
 
     def collect(self):
@@ -169,11 +202,17 @@ class World:
 
 
 OF_RUN = " FROM eventor_recovery JOIN eventor_run USING (run_id) WHERE name = ?"
+OF_EVENTS = " FROM eventor_event JOIN eventor_run USING (run_id) WHERE name = ?"
+OF_REQUESTS = " FROM eventor_request JOIN eventor_run USING (run_id) WHERE name = ?"
 OF_TASKS = " FROM eventor_task JOIN eventor_run USING (run_id) WHERE name = ?"
 
 
 def typed(sequence, kind):
     return int(sequence) if kind == "int" else sequence
+
+
+def numbered(triggers):
+    return [(int(event[1:]), sequence) for event, sequence, *_ in triggers]
 
 
 def crash(world):
@@ -221,6 +260,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setitem(QUIET, "logdir", tmp_path)
     monkeypatch.setattr("eventor.eventor.Launcher", lambda *_: world)
     monkeypatch.setattr("eventor.eventor._now", world.clock)
+    monkeypatch.setattr("eventor.attached._now", world.clock)
     # A life opens its own connection; that it need not compile its statements again saves hours.
     monkeypatch.setattr(sqlite, "open_engine", functools.cache(sqlite.open_engine))
     for kind, name in (
@@ -230,6 +270,7 @@ def world(tmp_path, monkeypatch):
         (store.Ledger, "record"),
         (store.Ledger, "define"),
         (store.Ledger, "release"),
+        (store.Ledger, "requests"),
     ):
         plain = getattr(kind, name)
 
@@ -242,6 +283,7 @@ def world(tmp_path, monkeypatch):
         monkeypatch.setattr(kind, name, pointed)
     yield world
     world.reader.close()
+    world.attached.close()
 
 
 def build(case, ev):
@@ -310,8 +352,11 @@ def ended(world, recovery):
 
 def check_whole(case, world, left, before, ev):
     """A recovery that came to its end did what the naive model expects."""
+    line = world.line(ev.recovery)
+    asked = [trigger for trigger in world.requests("raised") if trigger[-1] in line]
     now = dataclasses.replace(
         case,
+        calls=[*case.calls, *numbered(asked)],
         fails=[f"s{index}" in world.failing for index in range(len(case.fails))],
         left={(int(step[1:]), sequence): status for (step, sequence), status in left.items()},
         fixed=before,
@@ -345,6 +390,30 @@ def done_so_far(world, recovery):
 
 def named(task):
     return (f"s{task[0]}", task[1])
+
+
+def check_requests(case, world):
+    """In the end each request was taken up once, and had the answer that it should."""
+    assert not world.requests(None)
+    query = "SELECT event, sequence, sequence_type, recovery" + OF_EVENTS
+    raised = {
+        kind: collections.Counter(
+            (event, typed(*sequence), recovery)
+            for event, *sequence, recovery in world.rows(query + " AND cause_kind LIKE ?", kind)
+        )
+        for kind in ("%", "process")
+    }
+    of_requests = collections.Counter(
+        (event, sequence, taken_in) for event, sequence, _, taken_in in world.requests("raised")
+    )
+    assert of_requests == raised["process"]
+    for event, sequence, _, taken_in in world.requests("raised before"):
+        assert (event, sequence, taken_in) in raised["%"]
+    assert all(event == len(case.exprs) for event, _ in numbered(world.requests("refused")))
+    assert all(made_in == taken_in for *_, made_in, taken_in in world.requests("stopped"))
+    assert all(made_in <= taken_in for *_, made_in, taken_in in world.requests("too late"))
+    for answer in store.Answer:
+        world.answers[answer] += len(world.requests(answer))
 
 
 def check_preview(world, ev, preview, before):
@@ -400,6 +469,7 @@ class Life:
             "strict_recovery": True,
             "lease_seconds": LEASE,
             "resources": RESOURCES,
+            "linger": self.dice.choice([0, 0, 1]),
         }
         name, path = self.world.name, self.world.path
         try:
@@ -439,11 +509,12 @@ class Life:
         if again:
             for event, sequence in self.case.calls:
                 ev.trigger_event(events[event], sequence)
-        preview = ev.preview(self.world.failing)
+        preview, asked = ev.preview(self.world.failing), self.world.asked
         so_far = done_so_far(self.world, ev.recovery)
         whole = ev()
+        undisturbed = not self.world.hit and self.world.asked == asked
         # Where a failure stops the flow, it matters which step ends first; else it does not.
-        if not self.world.hit and not (self.stops and self.depends_on_time()):
+        if undisturbed and not (self.stops and self.depends_on_time()):
             check_preview(self.world, ev, preview, so_far)
         while ev.tasks(status="ready") or ev._plan.delayed:
             assert not whole
@@ -468,7 +539,7 @@ def live(case, world, name, first=None):
         Whether its first life was hit.
     """
     dice = random.Random(case.seed)
-    world.begin_flow(name, case.stumbles)
+    world.begin_flow(name, case, dice.randrange(8))
     incidents = collections.deque([first] if first else [])
     for _ in range(dice.randrange(1, 5)):
         incidents.append((dice.choice(INCIDENTS), dice.randrange(dice.choice(POINTS))))
@@ -481,8 +552,10 @@ def live(case, world, name, first=None):
         incident, countdown = incidents.popleft() if incidents else (None, None)
         stopping = unhandled(case) if stops else set()
         world.begin_life(dice, failing, stopping, incident, countdown)
-        done = Life(case, world, dice, stops=stops).live() and incident is None
+        whole = Life(case, world, dice, stops=stops).live()
         hits.append(world.hit)
+        done = whole and incident is None and not world.requests(None)
+    check_requests(case, world)
     return hits[0]
 
 
@@ -501,8 +574,11 @@ def simulate(world, flows, live_through):
 
     check()
     hits = ", ".join(f"{count} of {name}" for name, count in sorted(world.hits.items()))
+    answers = ", ".join(f"{count} {answer}" for answer, count in sorted(world.answers.items()))
     print(f"\nsimulated {next(counter)} flows with {world.hits.total()} hits: {hits}")
+    print(f"and {world.answers.total()} requests: {answers}")
     assert all(world.hits[incident.__name__] for incident in INCIDENTS)
+    assert all(world.answers[answer] for answer in store.Answer)
     return world.hits.total()
 
 
