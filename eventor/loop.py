@@ -222,9 +222,10 @@ class Loop:
             self._hurry()
             if self._inbox.cut_by is not None:
                 return False
-            if not failed:
-                if self._is_done(now):
+            if self._is_done(failed, now):
+                if self._requests.look_last():
                     return True
+            elif not failed:
                 self._launcher.stock(self._plan.about_to_start)
                 self._launcher.wait(bell, self._seconds_to_wait())
                 with contextlib.suppress(BlockingIOError):
@@ -248,11 +249,11 @@ class Loop:
             self._active_at = now
         return changes
 
-    def _is_done(self, now: datetime) -> bool:
-        if not self._plan.idle or self._inbox or self._linger_left(now):
+    def _is_done(self, failed: list[TaskEnded], now: datetime) -> bool:
+        if not self._plan.idle or self._inbox or failed or self._linger_left(now):
             return False
         self._launcher.finish()
-        return not self._launcher.busy and self._requests.look_last()
+        return not self._launcher.busy
 
     def _seconds_to_wait(self) -> float:
         now = self._clock()
