@@ -163,7 +163,8 @@ class Config:
         max_tasks_per_child: how many steps a process runs before it ends, one after the other; None
             is no limit. By default each step has a process of its own. Threads are not affected.
         stop_on_exception: whether an unhandled failure keeps further steps from starting.
-        sleep_between_loops: seconds, the longest wait between two passes of the loop.
+        sleep_between_loops: seconds, the longest wait between two passes of the loop, and between
+            two looks at what other processes ask for.
         lease_seconds: seconds after which a run whose owner was not heard of may be taken over from
             another host; on the same host, a recovery sees whether the owner lives. `ev()` is
             heard of three times in that time.

@@ -365,6 +365,9 @@ class Eventor:
     def run(self, max_loops: int | None = None) -> bool:
         """Run what is triggered until there is nothing to do, or a little at a time.
 
+        With the config key `linger` it then waits for triggers for a while. What other processes
+        have triggered by `Attached.trigger`, before or meanwhile, is raised too.
+
         In a recovery, what the recovered run was triggered with is raised again first, unless
         the program has done so already. Called again, it goes on in the same run.
 
@@ -475,7 +478,7 @@ class Eventor:
         Tasks that are ready stay so, for the next call of `ev()` or for a recovery. It may be
         called from any thread, and from a signal handler. While `ev()` does not run, it is kept
         for the next call. A first SIGINT or SIGTERM while `ev()` runs in the main thread does the
-        same; a second one ends the running steps.
+        same; a second one ends the running steps. Another process asks for it by `Attached.stop`.
         """
         self._inbox.stop()
 

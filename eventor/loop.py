@@ -180,7 +180,7 @@ class Loop:
         """Whether it ended since it had launched as often as it was to."""
 
     def run(self, max_loops: int | None = None) -> bool:
-        """Pass until nothing runs and nothing may start.
+        """Pass until nothing runs and nothing may start, and nothing more is waited for.
 
         Args:
             max_loops: how many passes may launch something; None is no limit.
