@@ -213,6 +213,8 @@ def branches(draw):
         seed=0,
         configs=[{}] * steps,
         stumbles=[0] * steps,
+        within=[[]] * steps,
+        needs=[[]] * steps,
     )
 
 

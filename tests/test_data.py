@@ -171,8 +171,9 @@ def program(make, run_mode, fate, policy=None, **arguments):
     if run_mode == "restart":
         ev.trigger_event(flow.begin)
     ev()
-    (task,) = ev.tasks("load")
+    (first,), (task,) = ev.tasks("extract"), ev.tasks("load")
     ev.close()
+    assert task.error is not None or task.result[0][0] == first.result
     return task.error or task.result[0][0]
 
 

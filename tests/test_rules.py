@@ -51,6 +51,9 @@ class Case:
     stumbles: list  # per step that does not fail: how many of its attempts do, all but the last
     left: dict = field(default_factory=dict)
     fixed: dict = field(default_factory=dict)  # how tasks have ended already
+    within: list = field(default_factory=list)  # per step: [(event, sequence or None)] it triggers
+    needs: list = field(default_factory=list)  # per step: the earlier steps whose results it takes
+    lacking: set = field(default_factory=set)  # the tasks that fail for want of a result
 
     def attempt_fails(self, step, attempt):
         return self.fails[step] or attempt <= self.stumbles[step]
@@ -124,6 +127,14 @@ def cases(draw):
         left=draw(
             st.dictionaries(st.tuples(st.integers(0, steps - 1), sequence), status, max_size=6)
         ),
+        within=[
+            draw(st.just([]) | st.lists(st.tuples(event, st.none() | sequence), max_size=2))
+            for _ in range(steps)
+        ],
+        needs=[
+            draw(st.just([]) | st.lists(st.integers(0, step - 1), max_size=2)) if step else []
+            for step in range(steps)
+        ],
     )
 
 
@@ -137,7 +148,7 @@ def end_of(case, task):
     policy = {**DEFAULT, **case.policies[task[0]]}
     if left is not None and policy[left] == "skip":
         return "skipped"
-    return "failure" if case.fails[task[0]] else "success"
+    return "failure" if case.fails[task[0]] or task in case.lacking else "success"
 
 
 def model(case):
@@ -163,6 +174,12 @@ def model(case):
             for transition, events in case.triggers[step].items():
                 if transition != ("at_success" if failed else "at_failure"):
                     raised.update((event, sequence) for event in events)
+        raised.update(
+            (event, sequence if other is None else other)
+            for (step, sequence), end in tasks.items()
+            if end != "skipped" and (step, sequence) not in case.lacking
+            for event, other in case.within[step]
+        )
         for sequence in {sequence for _, sequence in raised}:
             raised.update(
                 (index, sequence)
@@ -196,6 +213,15 @@ def build(case):
 def plan_of(flow, case, left, *, stops):
     chance = random.Random(case.seed).random
     return Plan(flow, left, case.limit, stop_on_exception=stops, resources=RESOURCES, chance=chance)
+
+
+def triggers_within(case, task):
+    """Return what a task triggers while it runs."""
+    cause = Cause(CauseKind.step, task.step)
+    return [
+        Trigger(f"e{event}", task.sequence if other is None else other, cause)
+        for event, other in case.within[int(task.step[1:])]
+    ]
 
 
 def play(case, flow, plan):
@@ -232,7 +258,7 @@ def play(case, flow, plan):
             task = dice.choice(sorted(active, key=str))
             failed = case.attempt_fails(int(task.step[1:]), active.pop(task))
             outcome = failure("x") if failed else Outcome(TaskStatus.success, "")
-            arrivals = [TaskEnded(task, outcome)]
+            arrivals = [*triggers_within(case, task), TaskEnded(task, outcome)]
         changes += plan.advance(arrivals, now)
 
 

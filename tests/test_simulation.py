@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import pickle
 import random
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -23,8 +24,8 @@ import eventor as evr
 from eventor import owner, sqlite, store
 from eventor.attached import Attached
 from eventor.plan import TaskEnded
-from eventor.types import Outcome, TaskStatus, failure
-from tests.test_rules import DEFAULT, RESOURCES, cases, model
+from eventor.types import Outcome, StoredResult, TaskStatus, failure
+from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
 FLOWS, QUICK_FLOWS = 1_200, 100
 SWEPT_FLOWS = 12
@@ -49,6 +50,7 @@ class World:
         self.reader = sqlite3.connect(path, isolation_level=None)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.hits = collections.Counter()
+        self.values = itertools.count()
         self.name = ""
         self.starts = []
         self.answers = collections.Counter()
@@ -65,7 +67,7 @@ class World:
         self.dice, self.incident, self.countdown = dice, incident, countdown
         self.failing, self.stopping = failing, stopping
         self.ev, self.hit = None, False
-        self.running, self.ended = {}, []
+        self.running, self.arrived = {}, []
         self.begin_call()
 
     def begin_call(self):
@@ -132,6 +134,31 @@ class World:
         )
         return {(step, typed(*sequence)): value for step, *sequence, value in found}
 
+    def result(self, step, sequence):
+        """Return the result that a step has in this recovery, in a tuple; None if there is none."""
+        here, *before = self.line(self.ev.recovery)
+        if self.tasks(here).get((step, sequence)) != "success":
+            return None
+        for recovery in (here, *before):
+            found = self.rows(
+                "SELECT data FROM eventor_task JOIN eventor_run USING (run_id)"
+                " LEFT JOIN eventor_result USING (result_id) WHERE name = ? AND step = ?"
+                " AND sequence = ? AND sequence_type = ? AND recovery = ?"
+                " AND status = 'success' AND replay IS NOT 'skip'",
+                *(step, str(sequence), type(sequence).__name__, recovery),
+            )
+            if found:
+                return (None if found[0][0] is None else pickle.loads(found[0][0]),)
+        return None
+
+    def triggers_within(self, line):
+        """Return what steps have triggered in these recoveries."""
+        found = self.rows(
+            "SELECT recovery, event, sequence, sequence_type FROM eventor_event"
+            " JOIN eventor_run USING (run_id) WHERE name = ? AND cause_kind = 'step'"
+        )
+        return [(int(e[1:]), typed(*sequence)) for at, e, *sequence in found if at in line]
+
     def is_triggered(self, line):
         query = "SELECT recovery FROM eventor_event JOIN eventor_run USING (run_id) WHERE name = ?"
         return any(recovery in line for (recovery,) in self.rows(query))
@@ -148,6 +175,9 @@ class World:
         task, recovery = (key.step, key.sequence), self.ev.recovery
         assert self.tasks(recovery)[task] == "active", "launched, and not recorded as active"
         assert self.allowed is None or task in self.allowed, "launched, and was not to be"
+        needs = [f"s{index}" for index in self.case.needs[int(key.step[1:])]]
+        taken = None if results is None else {name: (r.load(),) for name, r in results.items()}
+        assert taken == ({name: self.result(name, key.sequence) for name in needs} or None)
         assert len(self.requests("stopped")) == self.stopped_before, "launched after a stop"
         self.starts.append((recovery, task, self.tasks(recovery, "attempt")[task]))
         self.running[task] = key
@@ -161,22 +191,30 @@ class World:
         lapsed = self.now.replace(tzinfo=None) - datetime.fromisoformat(heard_of)
         assert lapsed < timedelta(seconds=LEASE) or self.allowed is not None
         running = sorted(self.running, key=str)
+        for task in self.dice.sample(running, self.dice.randint(0, min(1, len(running)))):
+            self.arrived += triggers_within(self.case, self.running[task])
         for task in self.dice.sample(running, self.dice.randint(0, min(3, len(running)))):
-            good = Outcome(TaskStatus.success, "")
+            key = self.running.pop(task)
+            value = self.dice.choice([None, next(self.values)])
+            kept = None if value is None else StoredResult("pickle", pickle.dumps(value))
+            good = Outcome(TaskStatus.success, "", kept)
             attempt = self.tasks(self.ev.recovery, "attempt")[task]
             failed = task[0] in self.failing or attempt <= self.case.stumbles[int(task[0][1:])]
-            self.ended.append(TaskEnded(self.running.pop(task), failure("x") if failed else good))
+            end = TaskEnded(key, failure("x") if failed else good)
+            self.arrived += [*triggers_within(self.case, key), end]
 
     def collect(self):
-        ended, self.ended = self.ended, []
+        arrived, self.arrived = self.arrived, []
         failed = {
             end.task.step
-            for end in ended
-            if end.outcome.status == "failure" and self.is_last(end.task)
+            for end in arrived
+            if isinstance(end, TaskEnded)
+            and end.outcome.status == "failure"
+            and self.is_last(end.task)
         }
         if self.asked_to_stop or failed & self.stopping:
             self.allowed = ()
-        return ended
+        return arrived
 
     def is_last(self, task):
         attempt = self.tasks(self.ev.recovery, "attempt")[task]
@@ -269,6 +307,7 @@ def world(tmp_path, monkeypatch):
         (store.Store, "continue_run"),
         (store.Ledger, "record"),
         (store.Ledger, "define"),
+        (store.Ledger, "results"),
         (store.Ledger, "release"),
         (store.Ledger, "requests"),
     ):
@@ -281,6 +320,15 @@ def world(tmp_path, monkeypatch):
             return done
 
         monkeypatch.setattr(kind, name, pointed)
+    read = store.Ledger.results
+
+    def checked(ledger, steps, sequence):
+        found = read(ledger, steps, sequence)
+        there = {name for name, result in found.items() if isinstance(result, StoredResult)}
+        assert there == {name for name in steps if world.result(name, sequence) is not None}
+        return found
+
+    monkeypatch.setattr(store.Ledger, "results", checked)
     yield world
     world.reader.close()
     world.attached.close()
@@ -295,18 +343,18 @@ def build(case, ev):
     ev_events = []
     for index, expr in enumerate(case.exprs):
         ev_events.append(ev.add_event(f"e{index}", None if expr is None else tree(expr)))
-    steps = [
-        ev.add_step(
+    steps = []
+    definitions = zip(case.triggers, case.policies, case.configs, case.needs, strict=True)
+    for index, (triggers, policy, config, needs) in enumerate(definitions):
+        step = ev.add_step(
             f"s{index}",
             int,
+            args=tuple(steps[needed].result for needed in needs),
             triggers={key: [ev_events[e] for e in found] for key, found in triggers.items()},
             recovery=policy,
             config=config,
         )
-        for index, (triggers, policy, config) in enumerate(
-            zip(case.triggers, case.policies, case.configs, strict=True)
-        )
-    ]
+        steps.append(step)
     for event, kind, target, delay in case.assocs:
         targets = ev_events if kind == "event" else steps
         ev.add_assoc(ev_events[event], targets[target], delay=delay)
@@ -350,13 +398,20 @@ def ended(world, recovery):
     }
 
 
-def check_whole(case, world, left, before, ev):
+def lacking(ev):
+    """Return the tasks that failed for want of a result."""
+    failed = ev.tasks(status="failure")
+    return {(int(t.step[1:]), t.sequence) for t in failed if t.error.startswith("ResultError")}
+
+
+def check_whole(case, world, left, before, triggered, ev):
     """A recovery that came to its end did what the naive model expects."""
     line = world.line(ev.recovery)
     asked = [trigger for trigger in world.requests("raised") if trigger[-1] in line]
     now = dataclasses.replace(
         case,
-        calls=[*case.calls, *numbered(asked)],
+        calls=[*case.calls, *numbered(asked), *triggered],
+        lacking=lacking(ev),
         fails=[f"s{index}" in world.failing for index in range(len(case.fails))],
         left={(int(step[1:]), sequence): status for (step, sequence), status in left.items()},
         fixed=before,
@@ -417,7 +472,9 @@ def check_requests(case, world):
 
 
 def check_preview(world, ev, preview, before):
-    """What was foreseen of one call of `ev()` is what it did."""
+    """What was foreseen of one call of `ev()` is what it did, but for what no rule tells."""
+    if lacking(ev) or any(event.cause.kind == "step" for event in ev.events()):
+        return
     started, skipped, again = (
         now - then for now, then in zip(done_so_far(world, ev.recovery), before, strict=True)
     )
@@ -462,6 +519,7 @@ class Life:
         left = {}
         for recovery in reversed(bases_of_left):
             left |= self.world.tasks(recovery)
+        triggered = self.world.triggers_within(line)
         config = {
             **QUIET,
             "max_concurrent": self.case.limit,
@@ -483,7 +541,7 @@ class Life:
             try:
                 # A program that finds its triggers recorded need not raise them again.
                 again = not self.world.is_triggered(line) or self.dice.random() < 0.3
-                done = self.run(ev, left, before, again=again)
+                done = self.run(ev, left, before, triggered, again=again)
                 ev.close()
             except (Crash, evr.StoreError, evr.OwnershipError):
                 assert self.world.hit
@@ -504,7 +562,7 @@ class Life:
             if status == "active" and policy_of(self.case, (step, sequence))["active"] == "skip"
         }
 
-    def run(self, ev, left, before, *, again):
+    def run(self, ev, left, before, triggered, *, again):
         events = build(self.case, ev)
         if again:
             for event, sequence in self.case.calls:
@@ -522,7 +580,7 @@ class Life:
                 return False
             self.world.begin_call()
             whole = ev()
-        check_whole(self.case, self.world, left, before, ev)
+        check_whole(self.case, self.world, left, before, triggered, ev)
         return True
 
 
