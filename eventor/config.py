@@ -77,6 +77,15 @@ def _seconds(value: object) -> float:
     raise ValueError("a finite number of seconds, not below 0")
 
 
+def _timeout(value: object) -> float | None:
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if (seconds := _seconds(value)) > 0:
+            return seconds
+    raise ValueError("a finite number of seconds above 0, or None for no limit")
+
+
 def _lease(value: object) -> float:
     if not 0 < (lease := _seconds(value)) <= _LONGEST_LEASE:
         raise ValueError(f"a number of seconds above 0, and at most {_LONGEST_LEASE:,}")
@@ -201,6 +210,10 @@ class StepConfig:
         retry_on: the exception classes upon which a task is tried again; None is any failure, the
             death of its process included.
         resources: how much a task needs of the Eventor's resources, while it is active.
+        timeout: seconds after which a task is ended, with all that it has started, and has failed;
+            None is no limit. Threads cannot be ended.
+        capture_output: whether what a task and its subprocesses write to their standard output and
+            error is kept with its record, and shown by the program. Threads have none of their own.
         priority: of the tasks that are ready, those of a higher one start first.
     """
 
@@ -210,8 +223,14 @@ class StepConfig:
     retry_backoff: float = 1.0
     retry_jitter: float = 0.0
     retry_on: tuple[type[BaseException], ...] | None = None
+    timeout: float | None = None
+    capture_output: bool = False
     resources: Needs = ()
     priority: int = 0
+
+    def retries(self, kind: type[BaseException]) -> bool:
+        """Tell whether a task is tried again upon an exception of that class."""
+        return self.retry_on is None or issubclass(kind, self.retry_on)
 
 
 _READERS: dict[str, Callable[[object], Any]] = {
@@ -221,6 +240,8 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "max_concurrent": _count,
     "max_tasks_per_child": _tasks,
     "stop_on_exception": _flag,
+    "timeout": _timeout,
+    "capture_output": _flag,
     "sleep_between_loops": _seconds,
     "lease_seconds": _lease,
     "linger": _linger,
@@ -232,6 +253,10 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "retry_on": _exceptions,
     "priority": _integer,
 }
+
+
+_FOR_PROCESSES = ("timeout", "capture_output")
+"""What a step that runs in the owner's own process cannot have."""
 
 
 def read_config(given: Mapping[str, Any]) -> Config:
@@ -253,7 +278,7 @@ def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> Ste
         config: the Eventor's, with which it has to agree.
 
     Raises:
-        ConfigError: an unknown key or an unusable value, named.
+        ConfigError: an unknown key or an unusable value, named, or one that needs a process.
     """
     known = [key.name for key in fields(StepConfig)]
     owner = f"the config of step {step!r}"
@@ -265,7 +290,20 @@ def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> Ste
                 f"resources in {owner} asks for {much} of {name!r}; expected at most {there}, "
                 f"of which the resources in Eventor's config tell ({_listed(config.resources)})"
             )
+    for key in _FOR_PROCESSES:
+        if getattr(read, key) and not is_process(config.task_construct):
+            construct = f"{config.task_construct.__module__}.{config.task_construct.__qualname__}"
+            raise ConfigError(
+                f"{key} in {owner} is {given[key]!r}, and the task_construct {construct} runs it "
+                "in no process of its own; take a class of processes, such as "
+                f"multiprocessing.Process, or leave {key} out"
+            )
     return read
+
+
+def is_process(worker: object) -> bool:
+    """Tell whether a worker, or a class of them, is a process of its own, and no thread."""
+    return hasattr(worker, "sentinel")
 
 
 def _listed(amounts: Mapping[str, int]) -> str:

@@ -225,7 +225,8 @@ class Eventor:
 
         Raises:
             DefinitionError: the name is taken or unusable, or something else that was given.
-            ConfigError: a config key is unknown or its value unusable.
+            ConfigError: a config key is unknown, or its value unusable, also by what the Eventor's
+                `task_construct` can do.
             UsageError: this Eventor is closed, or was made by another process.
         """
         self._check_usable()

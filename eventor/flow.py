@@ -445,7 +445,15 @@ def _config(config: StepConfig) -> dict[str, Any]:
 
 
 _PLAIN = StepConfig()
-_CONFIG_KEYS = ("max_attempts", "retry_delay", "retry_backoff", "retry_jitter", "priority")
+_CONFIG_KEYS = (
+    "max_attempts",
+    "retry_delay",
+    "retry_backoff",
+    "retry_jitter",
+    "timeout",
+    "capture_output",
+    "priority",
+)
 
 _INT_BITS = 63
 

@@ -12,6 +12,7 @@ owner knew when that was forked, and needs only to be told a name.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import multiprocessing
@@ -30,6 +31,7 @@ from eventor import task
 from eventor.errors import EventorError, LaunchError
 from eventor.fork import unwarned, warn_of_threads
 from eventor.keeper import Keeper, kill_sessions
+from eventor.output import STREAMS, Output
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey, Trigger
 from eventor.signals import TAKEN, blocked
@@ -96,6 +98,8 @@ class Launcher:
         self._waiting: dict[Worker, None] = {}
         self._ready: dict[Worker, bool] = {}
         self._ending: dict[Worker, None] = {}
+        self._limited: dict[Worker, None] = {}
+        self._outputs: dict[Output, None] = {}
         self._selector = selectors.DefaultSelector()
         self._bell: int | None = None
         self._look_at = time.monotonic() + _LOOK_SECONDS
@@ -140,7 +144,7 @@ class Launcher:
 
     def _groups(self) -> Iterator[int]:
         """Yield the groups that a keeper has to know."""
-        yield from (worker.pid for worker in self._workers)
+        yield from (worker.pid for worker in self._workers | self._limited)
         if self._zygote is not None and not self._zygote.lost:
             yield self._zygote.pid
 
@@ -175,11 +179,15 @@ class Launcher:
         """
         order = task.ByName(step.name, key.sequence, attempt, results)
         try:
-            return (self._give(key, order, step) or self._begin(key, order.of(step))).pid
+            worker = self._give(key, order, step) or self._begin(key, order.of(step))
         except Exception as error:
             retriable = False if isinstance(error, EventorError) else None
             told = f"it could not be started: {task.describe(error)}"
             return failure(told, retriable=retriable)
+        if step.config.timeout is not None:
+            worker.limit(step.config)
+            self._limited[worker] = None
+        return worker.pid
 
     def stock(self, wanted: int) -> None:
         """Have processes forked ahead for so many tasks that may start soon."""
@@ -210,7 +218,7 @@ class Launcher:
         for worker in list(self._waiting):
             self._dismiss(worker)
 
-    def wait(self, bell: int | None, seconds: float | None) -> None:
+    def wait(self, bell: int | None, seconds: float) -> None:
         """Wait until there is something to collect, or the bell rings, or the time is over."""
         if bell != self._bell:
             if self._bell is not None:
@@ -218,9 +226,14 @@ class Launcher:
             if bell is not None:
                 self._selector.register(bell, selectors.EVENT_READ)
             self._bell = bell
+        if self._limited:
+            due = min(worker.due for worker in self._limited)
+            seconds = min(seconds, max(0.0, due - time.monotonic()))
         for key, _events in self._selector.select(seconds):
             if isinstance(key.data, Zygote):
                 self._hear_zygote(key.data)
+            elif isinstance(key.data, Output):
+                self._read(key.data)
             elif (worker := key.data) is not None:
                 self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.sentinel
 
@@ -236,6 +249,8 @@ class Launcher:
             arrivals += [
                 arrival for worker in list(self._workers) for arrival in self._hear(worker)
             ]
+        if self._limited:
+            arrivals += self._end_late()
         return arrivals
 
     def hurry(self) -> list[TaskKey]:
@@ -247,7 +262,8 @@ class Launcher:
         self.finish()
         self._workers = {worker: None for worker in self._workers if worker.is_process}
         self._abandoned = True
-        leaders = [worker.pid for worker in self._workers]
+        leaders = [worker.pid for worker in self._workers | self._limited]
+        self._limited.clear()
         for number in (signal.SIGTERM, signal.SIGKILL):
             for worker in self._workers:
                 worker.end(number)
@@ -260,6 +276,9 @@ class Launcher:
             if worker.is_process:
                 worker.end(signal.SIGKILL)
                 worker.inlet.close()
+        for output in self._outputs:
+            output.read_all()
+            output.close()
         if self._zygote is not None:
             self._zygote.close()
             if self._keeper is not None:
@@ -334,6 +353,8 @@ class Launcher:
         if self._most != 1:  # one that ends after its task waits for nothing
             for worker in self._workers:
                 worker.inlet.close()
+            for output in self._outputs:
+                os.close(output.fileno())
         task.main(job, its, origin)
 
     def _begin_in_zygote(
@@ -363,6 +384,25 @@ class Launcher:
         process.start()
         return process
 
+    def _end_late(self) -> list[Trigger | TaskEnded]:
+        """End what runs for longer than its timeout; return what comes in of it."""
+        arrivals: list[Trigger | TaskEnded] = []
+        now = time.monotonic()
+        for worker in [worker for worker in self._limited if worker.due <= now]:
+            if not worker.is_late:
+                arrivals += self._hear(worker)  # what it has said before it is late counts
+            if worker in self._workers and worker in self._limited:
+                worker.end_late()
+                if self._zygote is not None:
+                    self._zygote.wake()
+            elif worker in self._limited and not worker.has_late_rest():
+                worker.end_rest()
+                kill_sessions([worker.pid])
+                self._forget(worker)
+                if worker.key is not None and worker.late_end is not None:
+                    arrivals.append(self._end(worker, worker.key, worker.late_end))
+        return arrivals
+
     def _add(self, worker: Worker) -> Worker:
         self._workers[worker] = None
         if worker.key is None:
@@ -375,28 +415,74 @@ class Launcher:
         return worker
 
     def _hear(self, worker: Worker) -> list[Trigger | TaskEnded]:
-        arrivals: list[Trigger | TaskEnded] = []
         messages, gone = worker.hear()
-        for message in messages:
-            if isinstance(message, dict):
-                self._on_record(logging.makeLogRecord(message))
-            elif worker.key is None:
-                continue
-            elif isinstance(message, Outcome):
-                arrivals.append(TaskEnded(worker.key, message))
-                self._take_back(worker)
-            else:
-                cause = _by_step(worker.key, message.sequence)
-                arrivals.append(Trigger(message.event, message.sequence, cause))
+        taken = [self._take(worker, message) for message in messages]
+        arrivals = [arrival for arrival in taken if arrival is not None]
         if gone:
             if worker.did is None and not worker.is_ending:
                 self._retired = True  # something ends what is forked ahead
-            if (silent := worker.silent_end()) is not None and worker.key is not None:
-                arrivals.append(TaskEnded(worker.key, silent))
+            if worker.is_late:
+                worker.due = time.monotonic()
+            elif worker.key is not None and (silent := worker.silent_end()) is not None:
+                arrivals.append(self._end(worker, worker.key, silent))
             self._release(worker)
         elif worker.inlet.garbled and self._most != 1 and worker.is_process:
             worker.end(signal.SIGKILL)  # it would wait for its next task, unheard
         return arrivals
+
+    def _take(self, worker: Worker, message: task.Message) -> Trigger | TaskEnded | None:
+        if isinstance(message, dict):
+            self._on_record(logging.makeLogRecord(message))
+        elif isinstance(message, task.Captured):
+            self._listen(worker, message.descriptors)
+        elif worker.key is None:
+            return None
+        elif worker.is_late:
+            if isinstance(message, Outcome):
+                worker.dismiss()
+        elif isinstance(message, Outcome):
+            end = self._end(worker, worker.key, message)
+            self._take_back(worker)
+            return end
+        else:
+            cause = _by_step(worker.key, message.sequence)
+            return Trigger(message.event, message.sequence, cause)
+        return None
+
+    def _end(self, worker: Worker, key: TaskKey, outcome: Outcome) -> TaskEnded:
+        """Return the end of a worker's task."""
+        self._limited.pop(worker, None)
+        if worker.outputs:
+            outputs, worker.outputs = worker.outputs, ()
+            for output in outputs:
+                self._read(output, to_end=True)
+            stdout, stderr = (output.text for output in outputs)
+            outcome = dataclasses.replace(outcome, stdout=stdout, stderr=stderr)
+        return TaskEnded(key, outcome)
+
+    def _listen(self, worker: Worker, descriptors: tuple[int, ...]) -> None:
+        """Read what a worker's task writes; what an earlier one has left running is shown yet."""
+        if worker.key is None or len(descriptors) != len(STREAMS):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        worker.outputs = tuple(map(Output, descriptors, STREAMS))
+        for output in worker.outputs:
+            self._outputs[output] = None
+            self._selector.register(output, selectors.EVENT_READ, output)
+
+    def _read(self, output: Output, *, to_end: bool = False) -> None:
+        """Read what has come in, until all who could write have ended."""
+        if output not in self._outputs:
+            return
+        if to_end:
+            output.read_all()
+        else:
+            output.read()
+        if output.ended:
+            self._selector.unregister(output)
+            del self._outputs[output]
+            output.close()
 
     def _take_back(self, worker: Worker) -> None:
         """Have a worker wait for its next task, or end."""
@@ -427,9 +513,13 @@ class Launcher:
         if worker.is_process:
             if self._abandoned:
                 worker.end_rest()
-            if self._keeper is not None:
-                self._keeper.forget(worker.pid)
+            if worker not in self._limited:
+                self._forget(worker)
         worker.release()
+
+    def _forget(self, worker: Worker) -> None:
+        if self._keeper is not None:
+            self._keeper.forget(worker.pid)
 
     def _unregister(self, descriptor: int) -> None:
         if descriptor in self._selector.get_map():

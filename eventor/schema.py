@@ -50,6 +50,8 @@ MIGRATIONS = {
     ),
     3: (
         "ALTER TABLE eventor_task ADD COLUMN due_at DATETIME",
+        "ALTER TABLE eventor_task ADD COLUMN stdout TEXT",
+        "ALTER TABLE eventor_task ADD COLUMN stderr TEXT",
         """CREATE TABLE eventor_attempt (
             attempt_id INTEGER NOT NULL,
             run_id INTEGER NOT NULL,
@@ -64,6 +66,8 @@ MIGRATIONS = {
             ended_at DATETIME,
             error TEXT,
             traceback TEXT,
+            stdout TEXT,
+            stderr TEXT,
             PRIMARY KEY (attempt_id),
             UNIQUE (run_id, recovery, step, sequence, sequence_type, attempt),
             FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
@@ -213,6 +217,8 @@ task = Table(
     Column("result_id", ForeignKey(result.c.result_id)),
     Column("error", Text),
     Column("traceback", Text),
+    Column("stdout", Text),
+    Column("stderr", Text),
     *_cause(),
     UniqueConstraint("run_id", "recovery", "step", "sequence", "sequence_type"),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
@@ -235,6 +241,8 @@ attempt = Table(
     Column("ended_at", UtcDateTime),
     Column("error", Text),
     Column("traceback", Text),
+    Column("stdout", Text),
+    Column("stderr", Text),
     UniqueConstraint("run_id", "recovery", "step", "sequence", "sequence_type", "attempt"),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )

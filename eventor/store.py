@@ -873,6 +873,9 @@ _CHANGES_AT_ONCE = 1_000
 """How many changes are gathered before they are written, so that memory does not grow with them."""
 
 
+_TOLD_OF_AN_END = ("status", "ended_at", "error", "traceback", "stdout", "stderr")
+
+
 class _Texts:
     """What is written most, as text for the driver.
 
@@ -887,13 +890,13 @@ class _Texts:
         self.event = text(
             insert(schema.event), (c.name for c in schema.event.c if c.name not in numbers)
         )
-        later_known = (*numbers, "pid", "due_at", "error", "traceback")
+        later_known = (*numbers, "pid", *_TOLD_OF_AN_END[2:])
         self.task = text(
             insert(schema.task), (c.name for c in schema.task.c if c.name not in later_known)
         )
         self.started = text(_update_task("status", "started_at", "attempt").values(due_at=null()))
         self.launched = text(_update_task("pid"))
-        ended = _update_task("status", "ended_at", "result_id", "error", "traceback")
+        ended = _update_task(*_TOLD_OF_AN_END, "result_id")
         known_pid = func.coalesce(_new(schema.task.c.pid), schema.task.c.pid)
         self.ended = text(ended.values(pid=known_pid))
         self.delayed = text(insert(schema.delay))
@@ -967,7 +970,9 @@ class _Batch:
         elif isinstance(change, TaskActive):
             created = self._created.get(change.task)
             if created is not None:
-                created.update(status=_ACTIVE, started_at=self._now, attempt=change.attempt)
+                created.update(
+                    status=_ACTIVE, started_at=self._now, attempt=change.attempt, due_at=None
+                )
             else:
                 row = self._which(change.task)
                 row.update(new_status=_ACTIVE, new_started_at=self._now, new_attempt=change.attempt)
@@ -1051,6 +1056,8 @@ class _Batch:
             new_ended_at=self._now,
             new_error=change.outcome.error,
             new_traceback=change.outcome.traceback,
+            new_stdout=change.outcome.stdout,
+            new_stderr=change.outcome.stderr,
             new_pid=self._pids.pop(change.task, None),
         )
         return row
@@ -1105,9 +1112,6 @@ def _update_task(*names: str) -> Update:
 def _new(column: Column[Any]) -> BindParameter[Any]:
     """Return the parameter for a new value of a column, where the statement does not tell whose."""
     return bindparam(f"new_{column.name}", type_=column.type)
-
-
-_TOLD_OF_AN_END = ("status", "ended_at", "error", "traceback")
 
 
 def _keep_attempts(source: Table, *where: ColumnElement[bool], **changed: Any) -> Insert:
@@ -1399,6 +1403,8 @@ def _attempt(row: _Row) -> Attempt:
         ended_at=row.ended_at,
         error=row.error,
         traceback=row.traceback,
+        stdout=row.stdout,
+        stderr=row.stderr,
     )
 
 
@@ -1416,6 +1422,8 @@ def _task(row: _Row, earlier: list[Attempt]) -> Task:
         ended_at=row.ended_at,
         error=row.error,
         traceback=row.traceback,
+        stdout=row.stdout,
+        stderr=row.stderr,
         cause=_cause(row),
         due_at=row.due_at,
         attempts=[*earlier, _attempt(row)] if row.started_at is not None else earlier,

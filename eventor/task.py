@@ -29,14 +29,17 @@ import struct
 import sys
 import threading
 import traceback
-from dataclasses import dataclass
+from array import array
+from dataclasses import dataclass, field
 from importlib import _bootstrap
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventor import inside, keeper
+from eventor.config import StepConfig
 from eventor.data import Placeholder, ResultOf, lacking, resolve
 from eventor.errors import EventorError, ResultError, UsageError
+from eventor.output import STREAMS, captured
 from eventor.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("!Q")
 _CHUNK = 1 << 16
+_INT_BYTES = array("i").itemsize
 _SHOWN = 200
 _SMALL_PICKLE = 10_000
 
@@ -62,7 +66,13 @@ class Triggered(NamedTuple):
     sequence: Sequence
 
 
-Message = Outcome | Triggered | dict[str, Any]
+class Captured(NamedTuple):
+    """The reading ends of pipes to which a step writes its standard output and error."""
+
+    descriptors: tuple[int, ...] = ()
+
+
+Message = Outcome | Triggered | Captured | dict[str, Any]
 """What a worker sends: triggers, the attributes of log records, and at last the outcome."""
 
 Results = dict[str, StoredResult]
@@ -79,7 +89,7 @@ class Call:
         attempt: how many times its task has been started, this time included.
         func: what to call, with `args` and `kwargs`.
         results: what placeholders in these stand for; None if there are none.
-        retry_on: upon which exceptions it may be tried again, as in the step's config.
+        config: the step's.
     """
 
     step: str
@@ -89,7 +99,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     results: Results | None
-    retry_on: tuple[type[BaseException], ...] | None = None
+    config: StepConfig = field(default_factory=StepConfig)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle for a spawned worker, so that a problem on either side is told in full.
@@ -97,7 +107,7 @@ class Call:
         Raises:
             EventorError: something cannot be pickled; the message names it.
         """
-        parts = {name: getattr(self, name) for name in ("func", "args", "kwargs", "retry_on")}
+        parts = {name: getattr(self, name) for name in ("func", "args", "kwargs", "config")}
         data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
         return _rebuild, (self.step, self.sequence, self.attempt, data, self.results)
 
@@ -151,7 +161,7 @@ class ByName(NamedTuple):
             step.args,
             step.kwargs,
             self.results,
-            step.config.retry_on,
+            step.config,
         )
 
 
@@ -198,7 +208,7 @@ def _rebuild(
         except Exception as error:
             message = f"{name} of step {step!r} cannot be rebuilt in its process: {describe(error)}"
             refuse = functools.partial(_refuse, message)
-            return Call(step, sequence, attempt, refuse, (), {}, None, ())
+            return Call(step, sequence, attempt, refuse, (), {}, None, StepConfig(retry_on=()))
     return Call(step, sequence, attempt, results=results, **parts)
 
 
@@ -339,6 +349,16 @@ class Channel:
         with self._lock:
             self._send(data)
 
+    def hand_over(self, descriptors: list[int]) -> None:
+        """Send the reading ends of what is captured.
+
+        Raises:
+            OSError: the owner is gone.
+        """
+        data = pickle.dumps(Captured())
+        with self._lock:
+            socket.send_fds(self._connection, [_HEADER.pack(len(data)) + data], descriptors)
+
     def receive(self) -> Order:
         """Wait for the next order, which is to end if nobody is left to give another."""
         size = _HEADER.unpack(self._read(_HEADER.size) or _HEADER.pack(0))[0]
@@ -394,6 +414,7 @@ class Inlet:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._buffer = bytearray()
+        self._descriptors = array("i")
         self.ended = False
         """Whether the worker has closed its end."""
         self.garbled = False
@@ -420,7 +441,7 @@ class Inlet:
         """Return the messages that have come in, in full; nothing that comes in raises here."""
         while not self.ended:
             try:
-                data = self._connection.recv(_CHUNK, socket.MSG_DONTWAIT)
+                data = self._receive()
             except BlockingIOError:
                 break
             except OSError:  # a socket tells a death in the middle of something by an error
@@ -433,6 +454,15 @@ class Inlet:
     def close(self) -> None:
         """Close this end."""
         self._connection.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _receive(self) -> bytes:
+        room = socket.CMSG_SPACE(len(STREAMS) * _INT_BYTES)
+        data, received, *_ = self._connection.recvmsg(_CHUNK, room, socket.MSG_DONTWAIT)
+        for _level, _kind, packed in received:
+            self._descriptors.frombytes(packed[: len(packed) - len(packed) % _INT_BYTES])
+        return data
 
     def _message(self) -> Message | None:
         head = self._buffer[: _HEADER.size]
@@ -446,6 +476,9 @@ class Inlet:
         except Exception:
             message = None
         del self._buffer[:end]
+        if isinstance(message, Captured):
+            descriptors, self._descriptors = tuple(self._descriptors), array("i")
+            return Captured(descriptors)
         if isinstance(message, Outcome | Triggered | dict):
             return message
         self.garbled = True
@@ -496,7 +529,7 @@ def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
         multiprocessing.current_process().name = f"{call.step}[{call.sequence}]"
         channel.begin(call, origin)
         _tell_by_environment(call, origin)
-        outcome = run(call)
+        outcome = run_captured(call, channel) if call.config.capture_output else run(call)
         # A child that the step has forked returns here too; the outcome is the step's to tell.
         if not channel.mine:
             return
@@ -578,15 +611,20 @@ def run(call: Call) -> Outcome:
 
             value = asyncio.run(value)
     except SystemExit as stop:
-        return _exited(stop.code, retriable=_is_retriable(stop, call))
+        return _exited(stop.code, retriable=call.config.retries(type(stop)))
     except BaseException as error:
-        retriable = _is_retriable(error, call)
+        retriable = call.config.retries(type(error))
         return failure(describe(error), _traceback(error), retriable=retriable)
     return _succeeded(value)
 
 
-def _is_retriable(error: BaseException, call: Call) -> bool:
-    return call.retry_on is None or isinstance(error, call.retry_on)
+def run_captured(call: Call, channel: Channel) -> Outcome:
+    """Call the step's function as `run` does, while the owner reads what it writes."""
+    try:
+        with captured(channel.hand_over):
+            return run(call)
+    except OSError as error:
+        return failure(f"its output cannot be captured: {describe(error)}")
 
 
 def describe(error: BaseException) -> str:

@@ -270,6 +270,8 @@ class Outcome:
         warning: what else the user should know, or None.
         retriable: for a failure, whether the step's config asks for another attempt upon such an
             exception; None where there was none, as when the process has died.
+        stdout: the end of what it wrote to its standard output, if that was captured.
+        stderr: the same of its standard error.
     """
 
     status: TaskStatus
@@ -279,6 +281,8 @@ class Outcome:
     traceback: str | None = None
     warning: str | None = None
     retriable: bool | None = None
+    stdout: str | None = None
+    stderr: str | None = None
 
 
 def failure(error: str, traceback: str | None = None, *, retriable: bool | None = None) -> Outcome:
@@ -291,6 +295,12 @@ def failure(error: str, traceback: str | None = None, *, retriable: bool | None 
         traceback=None if traceback is None else storable(traceback),
         retriable=retriable,
     )
+
+
+def timed_out(seconds: float, *, retriable: bool) -> Outcome:
+    """Return the outcome of a task that has run for longer than its timeout, in seconds."""
+    told = f"TimeoutError: the step ran for longer than its timeout of {seconds:g} s"
+    return failure(told, retriable=retriable)
 
 
 def storable(text: str) -> str:
@@ -310,6 +320,8 @@ class Attempt:
         ended_at: when its end came in, in UTC; None for one whose owner has died.
         error: for a failure the exception's type and message, the exit code, or the signal.
         traceback: the exception's traceback, if it was one.
+        stdout: the last 64 KB of its standard output, if its step's config has `capture_output`.
+        stderr: the same of its standard error.
     """
 
     number: int
@@ -319,6 +331,8 @@ class Attempt:
     ended_at: datetime | None
     error: str | None
     traceback: str | None
+    stdout: str | None
+    stderr: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +353,8 @@ class Task:
         ended_at: when its end came in, in UTC.
         error: for a failure the exception's type and message, the exit code, or the signal.
         traceback: the exception's traceback, if it was one.
+        stdout: the last 64 KB of its standard output, if its step's config has `capture_output`.
+        stderr: the same of its standard error.
         cause: why the task was created.
         due_at: when the next attempt may start, in UTC, while it waits for that.
         attempts: the attempts, the latest last.
@@ -356,6 +372,8 @@ class Task:
     ended_at: datetime | None
     error: str | None
     traceback: str | None
+    stdout: str | None
+    stderr: str | None
     cause: Cause
     due_at: datetime | None
     attempts: list[Attempt]

@@ -8,21 +8,28 @@ so a worker that is found dead is read once more before it is given up.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
-from eventor.types import Outcome, failure
+from eventor.config import is_process
+from eventor.types import Outcome, failure, timed_out
 
 if TYPE_CHECKING:
     import socket
 
+    from eventor.config import StepConfig
+    from eventor.output import Output
     from eventor.plan import TaskKey
 
 GRACE_SECONDS = 5.0
 """How long a process may linger after its step has returned, and after it was told to end."""
+
+_EMPTY_SECONDS = 0.02
+"""How often is looked whether a group is empty whose leader has died."""
 
 _CLOSING_SECONDS = 1.0
 """How long a process may take to end once it has closed its pipe, which takes microseconds."""
@@ -41,6 +48,10 @@ class Worker:
     Attributes:
         key: the task that it does, None while it has none.
         did: the task that it was given last.
+        late_end: how that ends if it takes for longer than it may; None is no limit.
+        due: when it is to be looked at for that, by `time.monotonic`.
+        is_late: whether it took longer, and what it says of its task counts no more.
+        outputs: what its task writes, where that is captured.
     """
 
     def __init__(
@@ -53,9 +64,13 @@ class Worker:
     ) -> None:
         self.key = self.did = key
         self.knows = knows
+        self.late_end: Outcome | None = None
+        self.due = math.inf
+        self.is_late = False
+        self.outputs: tuple[Output, ...] = ()
         self.inlet = task.Inlet(connection)
         self.sentinel: int | None = getattr(process, "sentinel", None)
-        self.is_process = hasattr(process, "sentinel")
+        self.is_process = is_process(process)
         """Whether it is a process of its own, which can be ended, and no thread of the owner."""
         self.pid: int = process.pid if self.is_process else os.getpid()
         """The process in which it runs; a thread's is the owner's."""
@@ -64,6 +79,7 @@ class Worker:
         self._ends_since: float | None = None
         self._ready_since: float | None = None
         self._told: int | None = None
+        self._kill_at = math.inf
 
     @property
     def is_free(self) -> bool:
@@ -156,6 +172,34 @@ class Worker:
         first, self._told = self._told is None, number
         self._end_alone(number)
         return first
+
+    def limit(self, config: StepConfig) -> None:
+        """Give it the time for its task that the step's config tells, from now on."""
+        if config.timeout is not None:
+            self.late_end = timed_out(config.timeout, retriable=config.retries(TimeoutError))
+            self.due = time.monotonic() + config.timeout
+
+    def end_late(self) -> None:
+        """End its group, since its task has run for too long: by SIGTERM, then by SIGKILL."""
+        now = time.monotonic()
+        if not self.is_late:
+            self.is_late = True
+            self.due = self._kill_at = now + GRACE_SECONDS
+            self.end(signal.SIGTERM)
+            self.end(signal.SIGCONT)  # one that is stopped takes no other signal
+        else:
+            self.due = math.inf
+            self.end(signal.SIGKILL)
+
+    def has_late_rest(self) -> bool:
+        """Tell whether what a late one has started has time to end yet, now that it is dead."""
+        now = time.monotonic()
+        self.due = min(self._kill_at, now + _EMPTY_SECONDS)
+        try:
+            os.killpg(self.pid, 0)
+        except OSError:
+            return False
+        return now < self._kill_at
 
     def end_rest(self) -> None:
         """Kill what it has started, now that it is dead itself."""

@@ -32,6 +32,7 @@ FLOORS = [
     "signals",
     "keeper",
     "inside",
+    "output",
     "task",
     "worker",
     "zygote",

@@ -53,6 +53,8 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
 UNDO = {
     3: (
         "ALTER TABLE eventor_task DROP COLUMN due_at",
+        "ALTER TABLE eventor_task DROP COLUMN stdout",
+        "ALTER TABLE eventor_task DROP COLUMN stderr",
         "DROP TABLE eventor_attempt",
         "DROP TABLE eventor_delay",
         "DROP TABLE eventor_request",

@@ -1,0 +1,153 @@
+"""What a step writes to its standard output and error: captured in its process, kept in the owner.
+
+    step's process                                owner
+    --------------                                -----
+    descriptors 1 and 2  -- a pipe for each -->   Output: shown, and its tail kept
+
+The owner holds the reading ends, so what was written before the process dies, in whatever way, is
+there. A pipe that is full makes the step wait, not the owner.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from eventor.types import storable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+STREAMS = ("stdout", "stderr")
+
+KEPT_BYTES = 1 << 16
+"""How much is kept of each stream: its end."""
+
+_CHUNK = 1 << 16
+_CHUNKS_AT_END = 32
+"""How much is read when a step has ended, so that what it left running cannot go on for ever."""
+
+
+@contextlib.contextmanager
+def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
+    """Have what this process and its children write read by another.
+
+    Args:
+        hand_over: gives the reading ends of two pipes to that.
+
+    Raises:
+        OSError: there is no descriptor left, or nobody takes the ends.
+    """
+    _flush()
+    before = {name: getattr(sys, name) for name in STREAMS}
+    with contextlib.ExitStack() as restored:
+        ends = []
+        for number in (1, 2):
+            _keep(number, restored)
+        with contextlib.ExitStack() as opened:
+            for number in (1, 2):
+                reading, writing = os.pipe()
+                opened.callback(os.close, reading)
+                opened.callback(os.close, writing)
+                ends.append((reading, writing, number))
+            hand_over([reading for reading, _writing, _number in ends])
+            for _reading, writing, number in ends:
+                os.dup2(writing, number)
+        for number, name in enumerate(STREAMS, 1):
+            if _descriptor(before[name]) != number:
+                setattr(sys, name, _text_on(number))
+                restored.callback(setattr, sys, name, before[name])
+        restored.callback(_flush)
+        yield
+
+
+def _keep(number: int, restored: contextlib.ExitStack) -> None:
+    """Have a descriptor put back at the end, as it is now."""
+    try:
+        copy = os.dup(number)
+    except OSError:  # it is closed
+        restored.callback(os.close, number)
+        return
+    restored.callback(os.close, copy)
+    restored.callback(os.dup2, copy, number)
+
+
+def _descriptor(stream: object) -> int | None:
+    try:
+        return stream.fileno()  # type: ignore[attr-defined, no-any-return]
+    except Exception:
+        return None
+
+
+def _text_on(number: int) -> object:
+    return open(
+        number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+
+
+def _flush() -> None:
+    for name in STREAMS:
+        with contextlib.suppress(Exception):
+            getattr(sys, name).flush()
+
+
+class Output:
+    """The owner's end of one stream of a step.
+
+    Args:
+        descriptor: the reading end; it is closed with this.
+        name: the stream, *stdout* or *stderr*.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        os.set_inheritable(descriptor, False)
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._name = name
+        self._tail = bytearray()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.ended = False
+        """Whether all who could write have ended."""
+
+    @property
+    def text(self) -> str:
+        """The tail of what was written."""
+        return storable(self._tail.decode("utf-8", "replace"))
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._descriptor
+
+    def read(self) -> bool:
+        """Show and keep what has come in, up to a limit; tell whether there was any."""
+        try:
+            data = os.read(self._descriptor, _CHUNK)
+        except BlockingIOError:
+            return False
+        self.ended = not data
+        self._tail += data
+        del self._tail[:-KEPT_BYTES]
+        self._show(self._decoder.decode(data, final=self.ended))
+        return not self.ended
+
+    def read_all(self) -> None:
+        """Show and keep what is there, without waiting for more."""
+        for _ in range(_CHUNKS_AT_END):
+            if self.ended or not self.read():
+                return
+
+    def close(self) -> None:
+        """Close this end; who still writes gets a signal, or an error."""
+        self._show(self._decoder.decode(b"", final=True))
+        os.close(self._descriptor)
+
+    def _show(self, text: str) -> None:
+        if text:
+            # That it cannot be shown is no failure of the step.
+            with contextlib.suppress(Exception):
+                stream = getattr(sys, self._name)
+                stream.write(text)
+                stream.flush()
