@@ -37,6 +37,7 @@ from eventor.types import (
     Cause,
     CauseKind,
     Finding,
+    FindingKind,
     PlannedTask,
     PlannedTrigger,
     Preview,
@@ -456,7 +457,8 @@ class Eventor:
         Found are steps to which no event leads, events that nothing raises, expressions that can
         never hold, and steps that use a result which cannot be there by then. It is taken that an
         event which the flow itself can raise is triggered by nobody else, unless it was already.
-        `ev()` logs what is found, as warnings, at its first call.
+        `ev()` logs what is found, as warnings, at its first call; of an event that nothing in the
+        flow raises it does so at its end, if neither a step nor somebody outside has by then.
 
         Returns:
             What was found; empty for a flow with which nothing is seen to be wrong.
@@ -593,7 +595,7 @@ class Eventor:
         if not self._resumed:
             self._resume_run()
         self._raise_again()
-        self._warn()
+        doubtful = self._warn_before()
         try:
             self._define()
             self._note_triggers()
@@ -636,6 +638,7 @@ class Eventor:
             )
             if number and self._plan.stopping
         ]
+        self._warn_after(doubtful)
         self._report_end(reason, " and ".join(left), paused=loop.paused)
         return whole and self._plan.all_handled and not left
 
@@ -643,12 +646,23 @@ class Eventor:
         waiting = {trigger.event for trigger in self._inbox.peek()}
         return check.findings(self._flow, waiting | self._ledger.triggered())
 
-    def _warn(self) -> None:
-        """Log what is wrong with the flow, once."""
+    def _warn_before(self) -> list[Finding]:
+        """Log what is wrong with the flow, once; return what may prove to be right."""
         if self._checked:
-            return
+            return []
         self._checked = True
         found = self._findings()
+        self._warn(one for one in found if one.kind is not FindingKind.unraised_event)
+        return [one for one in found if one.kind is FindingKind.unraised_event]
+
+    def _warn_after(self, doubtful: list[Finding]) -> None:
+        """Log which of the events have not been raised after all, by a step or from outside."""
+        if doubtful:
+            raised = self._plan.raised()
+            self._warn(finding for finding in doubtful if finding.name not in raised)
+
+    def _warn(self, findings: Iterable[Finding]) -> None:
+        found = list(findings)
         for finding in found[:_WARNED]:
             self._journal.say(logging.WARNING, finding.message, "loop_session_start")
         if len(found) > _WARNED:

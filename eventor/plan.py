@@ -370,6 +370,10 @@ class Plan:
                 changes += plan.advance([TaskEnded(change.task, ended)], now)
         return changes
 
+    def raised(self) -> set[str]:
+        """Return the names of the events that were raised in any sequence."""
+        return {name for name, _sequence in self._raised}
+
     def how_left(self, task: TaskKey) -> TaskStatus | None:
         """Return the status in which a task was left before; None for a new one."""
         left = self._standing.get(task) or self._previous.get(task)

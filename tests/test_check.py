@@ -232,7 +232,13 @@ def outcomes(case, known):
     """Return what can be raised, whichever steps fail, if those events are triggered."""
     raised = set()
     for fails in itertools.product([False, True], repeat=len(case.fails)):
-        this = dataclasses.replace(case, fails=fails, calls=[(e, 1) for e in known], left={})
+        this = dataclasses.replace(
+            case,
+            fails=fails,
+            calls=[(e, 1) for e in known],
+            left={},
+            within=[[]] * len(case.fails),  # of which a flow does not tell
+        )
         raised |= {event for event, _sequence in model(this)[0]}
     return raised
 
@@ -395,3 +401,17 @@ def test_flows_of_any_depth_and_width_are_checked(needs):
     assert found(flow, "go") == []
     flow.add_event("split", expr=(joined, flow.events["f7"]))
     assert found(flow, "go") == [("impossible_expression", "split")]
+
+
+def test_an_event_that_a_step_or_another_program_raises_is_not_warned_of(make, caplog):
+    caplog.set_level(logging.WARNING, "eventor")
+    ev = make()
+    go, within, never = (ev.add_event(name) for name in ("go", "within", "never"))
+    ev.add_assoc(go, ev.add_step("trigger", func=lambda: evr.current().trigger("within")))
+    ev.add_assoc(within, ev.add_step("s", func=int))
+    ev.add_assoc(never, ev.add_step("t", func=int))
+    ev.trigger_event(go)
+    assert [finding.name for finding in ev.check()] == ["within", "never"]
+    assert ev() is True
+    (told,) = caplog.messages
+    assert told.startswith("Nothing has raised event 'never', and nothing in the flow does")

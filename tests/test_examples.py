@@ -5,11 +5,12 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import sql, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -91,3 +92,44 @@ def test_a_wrong_call_is_told_in_one_line(tmp_path, library):
     ran = run("stdlib_report.py", "--library", tmp_path / "none", cwd=tmp_path)
     assert ran.returncode == 2
     assert "Traceback" not in ran.stderr
+
+
+def test_a_backup_is_packed_and_checked(tmp_path, library):
+    ran = run("backup.py", "--source", library, "--wait", "0.1", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "WARNING" not in ran.stderr
+    told = [line.split() for line in ran.stdout.splitlines()]
+    assert [words[0] for words in told] == ["(files)", *(f"package{n:02}" for n in range(12))]
+    assert [words[1] for words in told] == ["2", *["3"] * 12]
+    with tarfile.open(tmp_path / "backup/package03.tar.xz") as archive:
+        packed = archive.extractfile("package03/sub/a.py").read()
+    assert packed == (library / "package03/sub/a.py").read_bytes()
+
+
+def test_a_backup_that_was_killed_goes_on_and_finds_what_was_damaged(tmp_path, library):
+    command = [EXAMPLES / "backup.py", "--source", library, "--wait", "3600"]
+    killed = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = tmp_path / "backup/packed.log"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 13)
+    query = "SELECT count(*) FROM eventor_task WHERE step = 'pack' AND status = 'success'"
+    wait_until(lambda: sql(tmp_path / "backup/backup.db", query) == [(13,)])
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(30)
+    # Time passes, and one archive goes bad.
+    sql(tmp_path / "backup/backup.db", "UPDATE eventor_delay SET due_at = '2026-01-01 00:00:00'")
+    good, bad = (tmp_path / f"backup/package{number:02}.tar.xz" for number in (4, 5))
+    bad.write_bytes(good.read_bytes())
+    # The source is not asked again: what was packed is known from the results.
+    (library / "package07/__init__.py").write_text("changed since")
+    ran = run("backup.py", "--source", library, "--recover", cwd=tmp_path)
+    assert ran.returncode == 1
+    assert len(log.read_text().splitlines()) == 13
+    assert "package07                  3 files" in ran.stdout
+    wrong = "check package05: ValueError: package05.tar.xz does not hold what was packed: package05"
+    assert ran.stdout.splitlines()[-1].startswith(wrong)
