@@ -207,9 +207,8 @@ class Attached:
             raise DefinitionError(f"the {kind} is {name!r}; expected the name of one, a str")
         recorded = self._store.definition(run_id)
         if recorded is not None and name not in (known := drift.names(recorded, kind)):
-            raise DefinitionError(
-                f"run {run_id} has no {kind} {name!r}; {unknown(name, known) if known else 'none'}"
-            )
+            near = unknown(name, known) if known else "it has none at all"
+            raise DefinitionError(f"run {run_id} has no {kind} {name!r}; {near}")
         return str.__str__(name)
 
     def _check_usable(self) -> None:

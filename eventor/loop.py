@@ -223,7 +223,7 @@ class Loop:
             if self._inbox.cut_by is not None:
                 return False
             if self._is_done(failed, now):
-                if self._requests.look_last():
+                if self._requests.look_last(changes):
                     return True
             elif not failed:
                 self._launcher.stock(self._plan.about_to_start)

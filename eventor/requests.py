@@ -15,7 +15,7 @@ from eventor.plan import EventRaised
 from eventor.store import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from eventor.flow import Flow
     from eventor.logs import Journal
@@ -41,6 +41,7 @@ class Requests:
         self._looked_at = _NEVER
         self._looked = False
         self._taken: list[Request] = []
+        self._refused: set[int] = set()
         self.stopped_by: str | None = None
         """The process that has asked to stop, if one has."""
 
@@ -56,14 +57,17 @@ class Requests:
         if self._looked:
             self._looked_at = now
             self._taken = self._ledger.requests()
+        triggers = []
+        self._refused = set()  # once for all: another thread may define the event meanwhile
         for request in self._taken:
-            if request.trigger is None and self._is_for_this(request):
-                self.stopped_by = request.by
-        return [
-            request.trigger
-            for request in self._taken
-            if request.trigger is not None and request.trigger.event in self._flow.events
-        ]
+            if request.trigger is None:
+                if self._is_for_this(request):
+                    self.stopped_by = request.by
+            elif request.trigger.event in self._flow.events:
+                triggers.append(request.trigger)
+            else:
+                self._refused.add(request.number)
+        return triggers
 
     def answer(self, changes: Iterable[Change]) -> bool:
         """Have the ledger note, for its next `record`, what became of what was taken up.
@@ -81,7 +85,7 @@ class Requests:
         """Say which were refused."""
         for request in self._taken:
             trigger = request.trigger
-            if trigger is not None and trigger.event not in self._flow.events:
+            if trigger is not None and request.number in self._refused:
                 message = (
                     f"Trigger of process {request.by} is refused: there is no event "
                     f"{trigger.event!r} (sequence {trigger.sequence!r}); "
@@ -89,12 +93,13 @@ class Requests:
                 )
                 journal.say(logging.WARNING, message, "loop_session_start")
 
-    def look_last(self) -> bool:
-        """Tell whether this pass has looked; if not, the next one will.
+    def look_last(self, changes: Collection[Change]) -> bool:
+        """Tell whether this pass has looked and recorded nothing else; if not, the next one looks.
 
-        So what somebody was told that the live run takes up does not wait for the next.
+        So what was asked before the last transaction, by who was told that the run is live, does
+        not wait for the next recovery.
         """
-        if self._looked or not self._ledger.shared:
+        if (self._looked and not changes) or not self._ledger.shared:
             return True
         self._looked_at = _NEVER
         return False
@@ -108,7 +113,7 @@ class Requests:
     def _answer(self, request: Request, causes: set[int]) -> Answer:
         if request.trigger is None:
             return Answer.stopped if self._is_for_this(request) else Answer.too_late
-        if request.trigger.event not in self._flow.events:
+        if request.number in self._refused:
             return Answer.refused
         raised = id(request.trigger.cause) in causes
         return Answer.raised if raised else Answer.raised_before

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventor import inside, keeper
 from eventor.config import StepConfig
 from eventor.data import Placeholder, ResultOf, lacking, resolve
-from eventor.errors import EventorError, ResultError, UsageError
+from eventor.errors import EventorError, UsageError
 from eventor.output import STREAMS, captured
 from eventor.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
@@ -602,7 +602,7 @@ def run(call: Call) -> Outcome:
     """Call the step's function and return how it ended; nothing that it does raises here."""
     try:
         args, kwargs = call.arguments()
-    except ResultError as error:
+    except BaseException as error:  # a ResultError, or what a handler of signals has raised
         return failure(describe(error))
     try:
         value = call.func(*args, **kwargs)
