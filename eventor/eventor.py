@@ -27,6 +27,7 @@ from eventor.errors import (
 )
 from eventor.flow import Event, Flow, Step, read_sequence
 from eventor.launch import Launcher, most_at_once
+from eventor.ledger import begin_recovery, begin_run, continue_run
 from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
 from eventor.owner import has_ended
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from eventor.expr import ExprLike
-    from eventor.store import Ledger
+    from eventor.ledger import Ledger
 
 
 _KEEPER_SECONDS = 10.0
@@ -128,11 +129,11 @@ class Eventor:
         ledger = None
         try:
             if mode is RunMode.recover:
-                ledger = self._store.begin_recovery(name, base, lease, now)
+                ledger = begin_recovery(self._store, name, base, lease, now)
             elif mode is RunMode.continue_:
-                ledger = self._store.continue_run(name, lease, now)
+                ledger = continue_run(self._store, name, lease, now)
             if ledger is None:
-                ledger = self._store.begin_run(name, lease, now)
+                ledger = begin_run(self._store, name, lease, now)
             self._ledger = ledger
             _await_keeper(ledger)
             self._left = ledger.left()

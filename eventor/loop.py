@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from eventor.flow import Flow
     from eventor.launch import Launcher
+    from eventor.ledger import Ledger
     from eventor.logs import Journal
     from eventor.plan import Change, Plan
-    from eventor.store import Ledger
 
 _LONGEST_WAIT = 1.0
 """Seconds; processes are looked at this often, should a descendant hold their sentinel open."""

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from eventor.config import unknown
 from eventor.plan import EventRaised
-from eventor.store import Answer
+from eventor.rows import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from eventor.flow import Flow
+    from eventor.ledger import Ledger
     from eventor.logs import Journal
     from eventor.plan import Change, Trigger
-    from eventor.store import Ledger, Request
+    from eventor.rows import Request
 
 _NEVER = datetime.min.replace(tzinfo=UTC)
 

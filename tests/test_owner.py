@@ -257,7 +257,7 @@ def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, tmp_pa
         raise evr.StoreError("cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr("eventor.store.Ledger.left", refuse)
+        patched.setattr("eventor.ledger.Ledger.left", refuse)
         with pytest.raises(evr.StoreError):
             make(run_mode=evr.RunMode.recover)
     assert make(run_mode=evr.RunMode.recover).recovery == 2
@@ -318,7 +318,7 @@ def test_a_run_whose_eventor_was_never_made_whole_is_free(make, tmp_path, monkey
     make().close()
     for arguments in ({}, {"run_mode": "recover"}):
         with monkeypatch.context() as patched:
-            patched.setattr("eventor.store.Ledger.__init__", interrupt)
+            patched.setattr("eventor.ledger.Ledger.__init__", interrupt)
             with contextlib.suppress(KeyboardInterrupt):
                 make(**arguments)
         make(run_mode=evr.RunMode.recover).close()

@@ -21,9 +21,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import eventor as evr
+from eventor import eventor as facade
 from eventor import owner, sqlite, store
 from eventor.attached import Attached
+from eventor.ledger import Ledger
 from eventor.plan import TaskEnded
+from eventor.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
@@ -302,14 +305,14 @@ def world(tmp_path, monkeypatch):
     # A life opens its own connection; that it need not compile its statements again saves hours.
     monkeypatch.setattr(sqlite, "open_engine", functools.cache(sqlite.open_engine))
     for kind, name in (
-        (store.Store, "begin_run"),
-        (store.Store, "begin_recovery"),
-        (store.Store, "continue_run"),
-        (store.Ledger, "record"),
-        (store.Ledger, "define"),
-        (store.Ledger, "results"),
-        (store.Ledger, "release"),
-        (store.Ledger, "requests"),
+        (facade, "begin_run"),
+        (facade, "begin_recovery"),
+        (facade, "continue_run"),
+        (Ledger, "record"),
+        (Ledger, "define"),
+        (Ledger, "results"),
+        (Ledger, "release"),
+        (Ledger, "requests"),
     ):
         plain = getattr(kind, name)
 
@@ -320,7 +323,7 @@ def world(tmp_path, monkeypatch):
             return done
 
         monkeypatch.setattr(kind, name, pointed)
-    read = store.Ledger.results
+    read = Ledger.results
 
     def checked(ledger, steps, sequence):
         found = read(ledger, steps, sequence)
@@ -328,7 +331,7 @@ def world(tmp_path, monkeypatch):
         assert there == {name for name in steps if world.result(name, sequence) is not None}
         return found
 
-    monkeypatch.setattr(store.Ledger, "results", checked)
+    monkeypatch.setattr(Ledger, "results", checked)
     yield world
     world.reader.close()
     world.attached.close()
@@ -467,7 +470,7 @@ def check_requests(case, world):
     assert all(event == len(case.exprs) for event, _ in numbered(world.requests("refused")))
     assert all(made_in == taken_in for *_, made_in, taken_in in world.requests("stopped"))
     assert all(made_in <= taken_in for *_, made_in, taken_in in world.requests("too late"))
-    for answer in store.Answer:
+    for answer in Answer:
         world.answers[answer] += len(world.requests(answer))
 
 
@@ -636,8 +639,8 @@ def simulate(world, flows, live_through):
     print(f"\nsimulated {next(counter)} flows with {world.hits.total()} hits: {hits}")
     print(f"and {world.answers.total()} requests: {answers}")
     assert all(world.hits[incident.__name__] for incident in INCIDENTS)
-    assert world.answers[store.Answer.raised]
-    assert world.answers[store.Answer.stopped]
+    assert world.answers[Answer.raised]
+    assert world.answers[Answer.stopped]
     return world.hits.total()
 
 
