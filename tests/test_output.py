@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,11 @@ def test_a_bad_value_is_named(make):
     words = "capture_output in the config of step 's' is 1; expected True or False"
     with pytest.raises(evr.ConfigError, match=words):
         make().add_step("s", int, config={"capture_output": 1})
+
+
+def test_a_thread_has_no_output_of_its_own(make):
+    ev = make(config={"task_construct": threading.Thread})
+    words = "capture_output in the config of step 's' is True, and the task_construct threading"
+    with pytest.raises(evr.ConfigError, match=words):
+        ev.add_step("s", int, config={"capture_output": True})
+    ev.add_step("s", int)

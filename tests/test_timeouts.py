@@ -1,4 +1,4 @@
-"""Timeouts: what runs for too long is ended with all that it has started, and has failed."""
+"""A step that runs for longer than its timeout is ended, with all that it has started."""
 
 import multiprocessing
 import os
@@ -12,156 +12,315 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor import launch, worker
-from tests.conftest import wait_until
+from eventor import owner
+from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
-CONSTRUCTS = [{}, {"max_tasks_per_child": None}, {"task_construct": SPAWN}]
-LATE = "TimeoutError: the step ran for longer than its timeout of 0.2 s"
+CONSTRUCTS = [
+    pytest.param({}, id="fork"),
+    pytest.param({"max_tasks_per_child": None}, id="warm"),
+    pytest.param({"task_construct": SPAWN}, id="spawn"),
+]
+TOLD = "TimeoutError: the step ran for longer than its timeout of 0.3 s"
+FOREVER = 600
+HAS_PROC = Path("/proc/self/stat").exists()
 
 
 @pytest.fixture
-def limited(make, monkeypatch):
-    """Make a flow of steps with a timeout; what ends by force does so soon."""
-    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.3)
+def line(make):
+    """Let steps follow each other, given as functions or with their timeouts."""
 
-    def build(*funcs, timeout=0.2, step=None, **config):
-        ev = make(config={"stop_on_exception": False, "max_concurrent": 9, **config})
-        go = ev.add_event("go")
-        for number, (func, *args) in enumerate(funcs):
-            settings = {"timeout": timeout, **(step or {})}
-            ev.add_assoc(go, ev.add_step(f"s{number}", func, args=tuple(args), config=settings))
-        ev.trigger_event(go, 1)
+    def build(*steps, **config):
+        ev = make(config=config)
+        events = [ev.add_event(f"e{number}") for number in range(len(steps) + 1)]
+        for number, given in enumerate(steps):
+            func, timeout = given if isinstance(given, tuple) else (given, None)
+            triggers = {"at_complete": events[number + 1]}
+            step = ev.add_step(f"s{number}", func, triggers=triggers, config={"timeout": timeout})
+            ev.add_assoc(events[number], step)
+        ev.trigger_event(events[0])
         return ev
 
     return build
 
 
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+@pytest.fixture
+def short_grace(monkeypatch):
+    monkeypatch.setattr("eventor.worker.GRACE_SECONDS", 0.4)
 
 
-def sleep_deaf(path):
+def is_gone(pid):
+    return owner._start_of(pid) is None
+
+
+def errors(ev):
+    return [task.error for task in ev.tasks()]
+
+
+def sleep():
+    time.sleep(FOREVER)
+
+
+@pytest.mark.parametrize("config", CONSTRUCTS)
+def test_a_step_that_takes_too_long_fails_alone(line, config):
+    """Also one that was forked ahead, as the third is by default, or whose process is used again.
+
+    A spawned process has to import the tests within the timeout of its step.
+    """
+    quick = (int, 60)
+    ev = line(quick, int, (sleep, 0.3), quick, (sleep, 0.3), os.getpid, **config)
+    assert ev() is True
+    assert errors(ev) == [None, None, TOLD, None, TOLD, None]
+    assert all(is_gone(task.pid) for task in ev.tasks())
+
+
+def ignore():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    path.write_text(str(os.getpid()))
-    time.sleep(60)
+    time.sleep(FOREVER)
 
 
-def sleep_politely(path):
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    path.write_text(str(os.getpid()))
-    time.sleep(60)
-
-
-def stand_still(path):
-    path.write_text(str(os.getpid()))
+def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("func", [sleep_deaf, sleep_politely, stand_still])
-@pytest.mark.parametrize("config", CONSTRUCTS, ids=["fork", "kept", "spawn"])
-def test_what_takes_too_long_is_ended(limited, tmp_path, config, func):
-    path = tmp_path / "pid"
-    # A spawned process takes its time to begin, and that counts.
-    timeout = 3 if config.get("task_construct") is SPAWN else 0.2
-    ev = limited((int,), (func, path), (int,), timeout=timeout, **config)
-    assert ev() is False
-    told = LATE.replace("0.2", str(timeout))
-    assert [task.error for task in ev.tasks()] == [None, told, None]
-    assert not is_alive(int(path.read_text()))
-
-
-def start_others(path):
-    """Start a child that does not hear SIGTERM, and one that has left the group."""
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True)"
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"{code}; time.sleep(60)"], stdout=subprocess.PIPE, **more
-        )
-        for more in ({}, {"process_group": 0})
-    ]
-    for child in children:
-        child.stdout.readline()
-    path.write_text(" ".join(str(child.pid) for child in children))
-    time.sleep(60)
-
-
-def test_what_it_has_started_is_ended_too(limited, tmp_path):
-    path = tmp_path / "pids"
-    ev = limited((start_others, path), timeout=2)
-    assert ev() is False
-    assert ev.tasks()[0].error == LATE.replace("0.2", "2")
-    wait_until(lambda: not any(map(is_alive, map(int, path.read_text().split()))))
-
-
-def test_others_go_on_meanwhile(limited, tmp_path):
-    """While a deaf step is being ended, others start, end, and are recorded."""
-    ev = limited((sleep_deaf, tmp_path / "pid"), max_concurrent=2)
-    go, done = ev._flow.events["go"], ev.add_event("done")
-    ended = tmp_path / "ended"
-    ev.add_assoc(go, ev.add_step("wait", wait_until, args=((tmp_path / "pid").exists,)))
-    last = ev.add_step("last", ended.touch)
-    ev.add_assoc(done, last)
-    wait = ev._flow.steps["wait"]
-    ev.add_assoc(wait.success, done)
-    assert ev() is False
-    late, _, after = ev.tasks()
-    assert after.ended_at < late.ended_at
-
-
-def test_an_outcome_that_came_in_time_counts(limited):
-    def linger():
-        threading.Thread(target=time.sleep, args=(0.5,)).start()
-        return "in time"
-
-    ev = limited((linger,), timeout=0.3)
+@pytest.mark.parametrize("config", CONSTRUCTS[:2])
+@pytest.mark.parametrize("func", [ignore, stop])
+def test_a_step_that_cannot_be_told_to_end_is_killed(line, short_grace, config, func):
+    ev = line(int, (func, 0.3), int, **config)
     assert ev() is True
-    assert ev.tasks()[0].result == "in time"
+    assert errors(ev) == [None, TOLD, None]
+
+
+def deaf_and_stopped():
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
+    stop()
+
+
+def test_a_step_that_stops_itself_when_told_to_end_is_killed(line, short_grace):
+    ev = line((deaf_and_stopped, 0.3))
+    assert ev() is True
+    assert errors(ev) == [TOLD]
+
+
+@pytest.mark.parametrize("config", CONSTRUCTS[:2])
+@pytest.mark.parametrize(
+    "ends", [lambda *_: sys.exit(0), lambda *_: os._exit(0), lambda *_: 1 / 0], ids=repr
+)
+def test_what_a_late_step_says_does_not_count(line, config, ends):
+    def obey():
+        signal.signal(signal.SIGTERM, ends)
+        time.sleep(FOREVER)
+
+    ev = line((obey, 0.3), os.getpid, **config)
+    assert ev() is True
+    assert errors(ev) == [TOLD, None]
+    assert ev.tasks()[0].pid != ev.tasks()[1].pid
+    assert ev.tasks()[0].traceback is None
+
+
+def test_an_end_that_came_in_time_counts_however_late_the_owner_looks(line, monkeypatch):
+    ev = line((lambda: 7, 0.05))
+    report = ev._journal.say
+
+    def slow(level, message, *details):
+        if message.startswith("Running step"):
+            time.sleep(0.3)
+        report(level, message, *details)
+
+    monkeypatch.setattr(ev._journal, "say", slow)
+    assert ev() is True
+    assert ev.tasks()[0].result == 7
+
+
+def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path):
+    """Though the step itself ends at once; SIGTERM is blocked until there is who takes it."""
+    code = """if True:
+        import pathlib, signal, time
+        def obey(*_):
+            time.sleep(0.2)
+            pathlib.Path("in order").touch()
+            raise SystemExit
+        signal.signal(signal.SIGTERM, obey)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        time.sleep(600)
+    """
+
+    def start():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        time.sleep(FOREVER)
+
+    ev = line((start, 0.3), (tmp_path / "in order").exists)
+    assert ev() is True
+    assert errors(ev) == [TOLD, None]
+    assert ev.tasks("s1")[0].result is True
+
+
+def leave_deaf(place):
+    """Start what takes no SIGTERM, and what is in another group, and note them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    deaf = [subprocess.Popen(["sleep", "600"])]
+    if HAS_PROC:
+        deaf.append(subprocess.Popen(["sleep", "600"], process_group=0))
+    (place / "new").write_text(" ".join(str(process.pid) for process in deaf))
+    (place / "new").rename(place / "pids")
+
+
+@pytest.mark.parametrize("step_is_deaf", [True, False])
+def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, step_is_deaf):
+    def start():
+        leave_deaf(tmp_path)
+        if not step_is_deaf:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        time.sleep(FOREVER)
+
+    ev = line((start, 1), int)
+    assert ev() is True
+    assert "TimeoutError" in errors(ev)[0]
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path):
+    """Else this would wait for its end in vain, and for the grace period."""
+    done = tmp_path / "done"
+    ev = make(config={"max_concurrent": 2})
+    go, then = ev.add_event("go"), ev.add_event("then")
+
+    def obey():
+        signal.signal(signal.SIGTERM, lambda *_: wait_until(done.exists) or os._exit(0))
+        (tmp_path / "new").touch()
+        time.sleep(FOREVER)
+
+    ev.add_assoc(go, ev.add_step("late", obey, config={"timeout": 0.3}))
+    ev.add_assoc(go, ev.add_step("waits", time.sleep, (0.5,), triggers={"at_success": then}))
+    ev.add_assoc(then, ev.add_step("last", done.touch))
+    ev.trigger_event(go)
+    assert ev() is False
+    assert statuses(ev) == {"late[1]": "failure", "waits[1]": "success", "last[1]": "success"}
+    assert errors(ev)[0] == TOLD
+    late, _waits, last = ev.tasks()
+    assert late.ended_at > last.ended_at
+
+
+PROGRAM = """
+    import os, pathlib, signal, sys, time
+    sys.path.insert(0, sys.argv[1])
+    import eventor as evr
+    from tests.test_timeouts import leave_deaf
+
+    def obey_when_told_again(*_):
+        if told.exists():
+            os._exit(0)
+        told.touch()
+
+    def step():
+        leave_deaf(pathlib.Path())
+        signal.signal(signal.SIGTERM, obey_when_told_again)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        while True:
+            time.sleep(600)
+
+    told = pathlib.Path("told")
+    with evr.Eventor(store="flow.db", config={"logdir": "."}) as ev:
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", step, config={"timeout": 1}))
+        ev.trigger_event(go)
+        ev()
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "twice"])
+def test_a_late_step_does_not_outlive_its_owner_and_stays_active(start, tmp_path, how):
+    program = start(PROGRAM, str(Path(__file__).parent.parent))
+    wait_until((tmp_path / "told").exists)
+    ((step,),) = sql(tmp_path / "flow.db", "SELECT pid FROM eventor_task")
+    if how == "kill":
+        program.kill()
+    else:
+        program.send_signal(signal.SIGINT)
+        wait_until(lambda: "Stopping" in (tmp_path / "program.debug.log").read_text())
+        program.send_signal(signal.SIGINT)
+    program.wait(30)
+    pids = [step, *map(int, (tmp_path / "pids").read_text().split())]
+    wait_until(lambda: all(map(is_gone, pids)))
+    assert sql(tmp_path / "flow.db", "SELECT status FROM eventor_task") == [("active",)]
+
+
+@pytest.mark.parametrize("given", [0, -1, True, "5", float("nan"), float("inf")])
+def test_a_timeout_is_a_number_of_seconds_or_none(make, given):
+    ev = make()
+    with pytest.raises(evr.ConfigError, match=r"timeout .* 's' is .*seconds above 0, or None"):
+        ev.add_step("s", int, config={"timeout": given})
+    ev.add_step("s", int, config={"timeout": None})
+
+
+def test_a_timeout_of_a_thread_is_refused(make):
+    ev = make(config={"task_construct": threading.Thread})
+    with pytest.raises(evr.ConfigError, match=r"timeout .* 's' is 1.*threading\.Thread.*Process"):
+        ev.add_step("s", int, config={"timeout": 1})
+    ev.add_step("s", int, config={"timeout": None})
+
+
+def test_a_changed_timeout_is_named_in_a_recovery(make, caplog):
+    def program(timeout, **arguments):
+        ev = make(**arguments)
+        ev.add_step("s", int, config={"timeout": timeout})
+        ev()
+        ev.close()
+
+    program(None)
+    program(None, run_mode=evr.RunMode.recover)
+    assert "changed" not in caplog.text
+    program(5, run_mode=evr.RunMode.recover)
+    assert '"timeout": 5.0' in caplog.text
+
+
+def one(make, func, *args, timeout=0.3, step=None, **config):
+    ev = make(config=config)
+    go = ev.add_event("go")
+    settings = {"timeout": timeout, **(step or {})}
+    ev.add_assoc(go, ev.add_step("s", func, args=args, config=settings))
+    ev.trigger_event(go, 1)
+    return ev
 
 
 @pytest.mark.parametrize(
     ("retry_on", "attempts"), [(None, 2), ((TimeoutError,), 2), ((OSError,), 2), ((ValueError,), 1)]
 )
-def test_a_timeout_is_tried_again_as_a_timeout_error(limited, retry_on, attempts):
-    step = {"max_attempts": 2, "retry_on": retry_on}
-    ev = limited((time.sleep, 60), step=step)
+def test_a_timeout_is_tried_again_as_a_timeout_error(make, retry_on, attempts):
+    ev = one(make, time.sleep, FOREVER, step={"max_attempts": 2, "retry_on": retry_on})
     assert ev() is False
-    assert [attempt.error for attempt in ev.tasks()[0].attempts] == [LATE] * attempts
+    assert [attempt.error for attempt in ev.tasks()[0].attempts] == [TOLD] * attempts
 
 
-def test_a_timeout_counts_for_each_attempt(limited, tmp_path):
+def test_the_time_counts_for_each_attempt(make, tmp_path):
     def second_is_quick():
         if not (tmp_path / "tried").exists():
             (tmp_path / "tried").touch()
-            time.sleep(60)
+            time.sleep(FOREVER)
 
-    ev = limited((second_is_quick,), step={"max_attempts": 2})
-    assert ev() is True
+    assert one(make, second_is_quick, step={"max_attempts": 2})() is True
 
 
-def test_a_kept_process_that_is_late_is_replaced_and_others_stay(limited, tmp_path):
-    config = {"max_tasks_per_child": None, "max_concurrent": 1}
-    ev = limited((os.getpid,), (time.sleep, 60), (os.getpid,), (os.getpid,), **config)
+def test_what_a_late_step_has_printed_is_kept(make):
+    def talk():
+        print("before", flush=True)
+        time.sleep(FOREVER)
+
+    ev = one(make, talk, step={"capture_output": True})
+    assert ev() is False
+    assert (ev.tasks()[0].error, ev.tasks()[0].stdout) == (TOLD, "before\n")
+
+
+def test_a_kept_process_that_is_late_is_replaced_and_others_stay(make):
+    ev = make(config={"max_tasks_per_child": None, "stop_on_exception": False})
+    go = ev.add_event("go")
+    for name, func in (("a", os.getpid), ("late", sleep), ("b", os.getpid), ("c", os.getpid)):
+        timeout = 0.3 if name == "late" else None
+        ev.add_assoc(go, ev.add_step(name, func, config={"timeout": timeout}))
+    ev.trigger_event(go)
     assert ev() is False
     first, _, third, fourth = (task.pid for task in ev.tasks())
     assert first != third == fourth
-
-
-@pytest.mark.parametrize("key", ["timeout", "capture_output"])
-def test_a_thread_cannot_have_it(make, key):
-    ev = make(config={"task_construct": threading.Thread})
-    words = f"{key} in the config of step 's' is .*, and the task_construct threading.Thread runs"
-    with pytest.raises(evr.ConfigError, match=words):
-        ev.add_step("s", int, config={key: 1 if key == "timeout" else True})
-    ev.add_step("s", int)
-
-
-@pytest.mark.parametrize("timeout", [0, -1, "1", True, float("inf"), float("nan")])
-def test_a_bad_timeout_is_named(make, timeout):
-    words = rf"timeout in the config of step 's' is {timeout!r}; expected a finite number of sec"
-    with pytest.raises(evr.ConfigError, match=words):
-        make().add_step("s", int, config={"timeout": timeout})
