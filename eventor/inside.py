@@ -25,7 +25,7 @@ class CurrentStep:
         sequence: the sequence in which it runs.
         run_id: the number of the run in its store.
         recovery: the number of the recovery in the run; 0 is the initial run.
-        attempt: how many times this recovery has started the task, this time included.
+        attempt: how many times the task was started since it last ended, this time included.
     """
 
     step: str

@@ -31,7 +31,7 @@ from eventor import task
 from eventor.errors import EventorError, LaunchError
 from eventor.fork import unwarned, warn_of_threads
 from eventor.keeper import Keeper, kill_sessions
-from eventor.output import STREAMS, Output
+from eventor.output import Output, Outputs
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey, Trigger
 from eventor.signals import TAKEN, blocked
@@ -99,8 +99,8 @@ class Launcher:
         self._ready: dict[Worker, bool] = {}
         self._ending: dict[Worker, None] = {}
         self._limited: dict[Worker, None] = {}
-        self._outputs: dict[Output, None] = {}
         self._selector = selectors.DefaultSelector()
+        self._outputs = Outputs(self._selector)
         self._bell: int | None = None
         self._look_at = time.monotonic() + _LOOK_SECONDS
         self._process = process_of(os.getpid())
@@ -233,7 +233,7 @@ class Launcher:
             if isinstance(key.data, Zygote):
                 self._hear_zygote(key.data)
             elif isinstance(key.data, Output):
-                self._read(key.data)
+                self._outputs.read(key.data)
             elif (worker := key.data) is not None:
                 self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.sentinel
 
@@ -276,9 +276,7 @@ class Launcher:
             if worker.is_process:
                 worker.end(signal.SIGKILL)
                 worker.inlet.close()
-        for output in self._outputs:
-            output.read_all()
-            output.close()
+        self._outputs.close()
         if self._zygote is not None:
             self._zygote.close()
             if self._keeper is not None:
@@ -353,8 +351,7 @@ class Launcher:
         if self._most != 1:  # one that ends after its task waits for nothing
             for worker in self._workers:
                 worker.inlet.close()
-            for output in self._outputs:
-                os.close(output.fileno())
+            self._outputs.leave()
         task.main(job, its, origin)
 
     def _begin_in_zygote(
@@ -434,7 +431,7 @@ class Launcher:
         if isinstance(message, dict):
             self._on_record(logging.makeLogRecord(message))
         elif isinstance(message, task.Captured):
-            self._listen(worker, message.descriptors)
+            worker.outputs = self._outputs.listen(message.descriptors)
         elif worker.key is None:
             return None
         elif worker.is_late:
@@ -453,36 +450,10 @@ class Launcher:
         """Return the end of a worker's task."""
         self._limited.pop(worker, None)
         if worker.outputs:
-            outputs, worker.outputs = worker.outputs, ()
-            for output in outputs:
-                self._read(output, to_end=True)
-            stdout, stderr = (output.text for output in outputs)
+            stdout, stderr = self._outputs.take(worker.outputs)
+            worker.outputs = ()
             outcome = dataclasses.replace(outcome, stdout=stdout, stderr=stderr)
         return TaskEnded(key, outcome)
-
-    def _listen(self, worker: Worker, descriptors: tuple[int, ...]) -> None:
-        """Read what a worker's task writes; what an earlier one has left running is shown yet."""
-        if worker.key is None or len(descriptors) != len(STREAMS):
-            for descriptor in descriptors:
-                os.close(descriptor)
-            return
-        worker.outputs = tuple(map(Output, descriptors, STREAMS))
-        for output in worker.outputs:
-            self._outputs[output] = None
-            self._selector.register(output, selectors.EVENT_READ, output)
-
-    def _read(self, output: Output, *, to_end: bool = False) -> None:
-        """Read what has come in, until all who could write have ended."""
-        if output not in self._outputs:
-            return
-        if to_end:
-            output.read_all()
-        else:
-            output.read()
-        if output.ended:
-            self._selector.unregister(output)
-            del self._outputs[output]
-            output.close()
 
     def _take_back(self, worker: Worker) -> None:
         """Have a worker wait for its next task, or end."""

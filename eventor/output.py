@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import selectors
 import sys
 from typing import TYPE_CHECKING
 
@@ -151,3 +152,64 @@ class Output:
                 stream = getattr(sys, self._name)
                 stream.write(text)
                 stream.flush()
+
+
+class Outputs:
+    """All that is read of steps, those included that have ended and left something running.
+
+    Args:
+        selector: tells which of them can be read; it holds each as its data.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._open: dict[Output, None] = {}
+
+    def listen(self, descriptors: tuple[int, ...]) -> tuple[Output, ...]:
+        """Read what comes by these from now on; empty if they are none that can be read."""
+        try:
+            outputs = tuple(
+                Output(descriptor, name)
+                for descriptor, name in zip(descriptors, STREAMS, strict=True)
+            )
+            for output in outputs:
+                self._selector.register(output, selectors.EVENT_READ, output)
+        except (OSError, ValueError):  # a step that sends its own is not to harm others
+            for descriptor in descriptors:
+                if descriptor in self._selector.get_map():
+                    self._selector.unregister(descriptor)
+                os.close(descriptor)
+            return ()
+        self._open.update(dict.fromkeys(outputs))
+        return outputs
+
+    def read(self, output: Output) -> None:
+        """Read what has come in of one, until all who could write have ended."""
+        output.read()
+        self._drop_ended(output)
+
+    def take(self, outputs: tuple[Output, ...]) -> Iterator[str]:
+        """Yield the tails of what a task has written that has ended."""
+        for output in outputs:
+            if output in self._open:
+                output.read_all()
+                self._drop_ended(output)
+            yield output.text
+
+    def leave(self) -> None:
+        """Close them in a process that was forked from the one that reads."""
+        for output in self._open:
+            os.close(output.fileno())
+
+    def close(self) -> None:
+        """Read what is there, and close them."""
+        for output in self._open:
+            output.read_all()
+            output.close()
+        self._open.clear()
+
+    def _drop_ended(self, output: Output) -> None:
+        if output.ended:
+            self._selector.unregister(output)
+            del self._open[output]
+            output.close()

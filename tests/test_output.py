@@ -3,7 +3,10 @@
 import io
 import multiprocessing
 import os
+import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
+from eventor.task import Captured
 from tests.conftest import wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -184,3 +188,23 @@ def test_a_thread_has_no_output_of_its_own(make):
     with pytest.raises(evr.ConfigError, match=words):
         ev.add_step("s", int, config={"capture_output": True})
     ev.add_step("s", int)
+
+
+def test_a_step_that_sends_descriptors_of_its_own_harms_nobody(make):
+    def send():
+        connection = socket.socket(fileno=os.dup(evr.current()._send.__self__._connection.fileno()))
+        data = pickle.dumps(Captured())
+        frame = struct.pack("!Q", len(data)) + data
+        files = [os.open(os.devnull, os.O_RDONLY), os.open(__file__, os.O_RDONLY)]
+        for sent in (files, files[:1], []):
+            socket.send_fds(connection, [frame], sent)
+        return "sent"
+
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("send", send), ev.add_step("next", int))
+    ev.trigger_event(go)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert ev() is True
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert ev.tasks()[0].result == "sent"

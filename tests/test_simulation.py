@@ -3,7 +3,7 @@
 The Eventor, its loop and its store are the real ones. The clock is not, nor is the launcher: it
 starts nothing, and ends what it was given in a random order. Meanwhile other processes trigger
 events and ask for a stop, over a connection of their own. What a recovery should find is read
-from the tables here, naively, and never asked of eventor. With `--proofs 50` there are well over
+from the tables here, naively, and never asked of eventor. With `--proofs 100` there are well over
 100,000 flows.
 """
 
@@ -30,8 +30,8 @@ from eventor.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
-FLOWS, QUICK_FLOWS = 1_200, 100
-SWEPT_FLOWS = 12
+FLOWS, QUICK_FLOWS = 800, 100
+SWEPT_FLOWS = 7
 POINTS = (4, 10, 30)
 LEASE = 2.5
 
@@ -70,7 +70,7 @@ class World:
         self.dice, self.incident, self.countdown = dice, incident, countdown
         self.failing, self.stopping = failing, stopping
         self.ev, self.hit = None, False
-        self.running, self.arrived = {}, []
+        self.running, self.attempts, self.arrived = {}, {}, []
         self.begin_call()
 
     def begin_call(self):
@@ -182,7 +182,9 @@ class World:
         taken = None if results is None else {name: (r.load(),) for name, r in results.items()}
         assert taken == ({name: self.result(name, key.sequence) for name in needs} or None)
         assert len(self.requests("stopped")) == self.stopped_before, "launched after a stop"
-        self.starts.append((recovery, task, self.tasks(recovery, "attempt")[task]))
+        assert self.tasks(recovery, "attempt")[task] == attempt
+        self.attempts[task] = attempt
+        self.starts.append((recovery, task, attempt))
         self.running[task] = key
         self.point()
         return 1
@@ -201,8 +203,10 @@ class World:
             value = self.dice.choice([None, next(self.values)])
             kept = None if value is None else StoredResult("pickle", pickle.dumps(value))
             good = Outcome(TaskStatus.success, "", kept)
-            attempt = self.tasks(self.ev.recovery, "attempt")[task]
-            failed = task[0] in self.failing or attempt <= self.case.stumbles[int(task[0][1:])]
+            failed = (
+                task[0] in self.failing
+                or self.attempts[task] <= self.case.stumbles[int(task[0][1:])]
+            )
             end = TaskEnded(key, failure("x") if failed else good)
             self.arrived += [*triggers_within(self.case, key), end]
 
@@ -220,8 +224,7 @@ class World:
         return arrived
 
     def is_last(self, task):
-        attempt = self.tasks(self.ev.recovery, "attempt")[task]
-        return attempt >= self.ev._flow.steps[task.step].config.max_attempts
+        return self.attempts[task] >= self.ev._flow.steps[task.step].config.max_attempts
 
     def hurry(self):
         return []
