@@ -27,6 +27,9 @@ STREAMS = ("stdout", "stderr")
 KEPT_BYTES = 1 << 16
 """How much is kept of each stream: its end."""
 
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""The bytes with which no character of UTF-8 begins."""
+
 _CHUNK = 1 << 16
 _CHUNKS_AT_END = 32
 """How much is read when a step has ended, so that what it left running cannot go on for ever."""
@@ -43,7 +46,6 @@ def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
         OSError: there is no descriptor left, or nobody takes the ends.
     """
     _flush()
-    before = {name: getattr(sys, name) for name in STREAMS}
     with contextlib.ExitStack() as restored:
         ends = []
         for number in (1, 2):
@@ -57,10 +59,11 @@ def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
             hand_over([reading for reading, _writing, _number in ends])
             for _reading, writing, number in ends:
                 os.dup2(writing, number)
+        # Anew, and by lines, so that what was printed is out when the process is killed.
+        restored.callback(_flush)
         for number, name in enumerate(STREAMS, 1):
-            if _descriptor(before[name]) != number:
-                setattr(sys, name, _text_on(number))
-                restored.callback(setattr, sys, name, before[name])
+            restored.callback(setattr, sys, name, getattr(sys, name))
+            setattr(sys, name, _text_on(number))
         restored.callback(_flush)
         yield
 
@@ -74,13 +77,6 @@ def _keep(number: int, restored: contextlib.ExitStack) -> None:
         return
     restored.callback(os.close, copy)
     restored.callback(os.dup2, copy, number)
-
-
-def _descriptor(stream: object) -> int | None:
-    try:
-        return stream.fileno()  # type: ignore[attr-defined, no-any-return]
-    except Exception:
-        return None
 
 
 def _text_on(number: int) -> object:
@@ -109,14 +105,18 @@ class Output:
         self._descriptor = descriptor
         self._name = name
         self._tail = bytearray()
+        self._cut = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.ended = False
         """Whether all who could write have ended."""
 
     @property
     def text(self) -> str:
-        """The tail of what was written."""
-        return storable(self._tail.decode("utf-8", "replace"))
+        """The tail of what was written, without a part of a character at its start."""
+        tail = self._tail
+        if self._cut:
+            tail = tail.lstrip(_CONTINUATION)
+        return storable(tail.decode("utf-8", "replace"))
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -130,6 +130,7 @@ class Output:
             return False
         self.ended = not data
         self._tail += data
+        self._cut = self._cut or len(self._tail) > KEPT_BYTES
         del self._tail[:-KEPT_BYTES]
         self._show(self._decoder.decode(data, final=self.ended))
         return not self.ended

@@ -1,4 +1,4 @@
-"""Captured output: kept with the record of the task, and shown all the same."""
+"""What a step writes to standard output and error is kept with its record, and shown."""
 
 import io
 import multiprocessing
@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,66 +20,270 @@ from eventor.task import Captured
 from tests.conftest import wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
-CONSTRUCTS = [{}, {"max_tasks_per_child": None}, {"task_construct": SPAWN}]
+CONSTRUCTS = [
+    pytest.param({}, id="fork"),
+    pytest.param({"max_tasks_per_child": None}, id="warm"),
+    pytest.param({"task_construct": SPAWN}, id="spawn"),
+]
+KEPT = 65_536
 
 
 @pytest.fixture
-def capturing(make):
-    """Make a flow of steps whose output is captured, after one whose output is not."""
+def line(make):
+    """Let steps follow each other, whose output is captured unless `steps` says else."""
 
-    def build(*funcs, step=None, **config):
-        ev = make(config={"stop_on_exception": False, **config})
-        go = ev.add_event("go")
-        ev.add_assoc(go, ev.add_step("plain", int))
-        for number, (func, *args) in enumerate(funcs):
-            settings = {"capture_output": True, **(step or {})}
-            ev.add_assoc(go, ev.add_step(f"s{number}", func, args=tuple(args), config=settings))
-        ev.trigger_event(go, 1)
+    def build(*funcs, config=None, steps=None):
+        ev = make(config=config)
+        events = [ev.add_event(f"e{number}") for number in range(len(funcs) + 1)]
+        for number, func in enumerate(funcs):
+            triggers = {"at_complete": events[number + 1]}
+            settings = {"capture_output": True, **(steps or {})}
+            step = ev.add_step(f"s{number}", func, triggers=triggers, config=settings)
+            ev.add_assoc(events[number], step)
+        ev.trigger_event(events[0])
         return ev
 
     return build
 
 
-def talk():
-    print("printed")
-    print("warned", file=sys.stderr)
-    code = "import sys; print('of a child'); print('of a child, too', file=sys.stderr)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    os.write(1, b"raw\n")
+@pytest.fixture
+def captured(line):
+    """Run one step, and return its record."""
+
+    def run(func, **settings):
+        ev = line(func, **settings)
+        ev()
+        (task,) = ev.tasks()
+        return task
+
+    return run
 
 
-@pytest.mark.parametrize("config", CONSTRUCTS, ids=["fork", "kept", "spawn"])
-def test_what_is_written_is_kept_and_shown(capturing, capsys, config):
-    ev = capturing((talk,), (talk,), **config)
-    assert ev() is True
-    plain, *tasks = ev.tasks()
-    assert (plain.stdout, plain.stderr) == (None, None)
-    for task in tasks:
-        # Whatever the program has put in their place: here, pytest has.
-        assert sorted(task.stdout.splitlines()) == ["of a child", "printed", "raw"]
-        assert task.stderr == "warned\nof a child, too\n"
-        assert (task.attempts[0].stdout, task.attempts[0].stderr) == (task.stdout, task.stderr)
-    shown, told = capsys.readouterr()
-    assert shown.count("printed") == shown.count("of a child") == 2
-    assert told.count("warned") == 2
-
-
-def end(how):
-    print("last words")
+def write():
+    print("printed, ü")
+    print("and in error", file=sys.stderr)
+    sys.stdout.buffer.write(b"bytes\n")
     sys.stdout.flush()
-    how()
+    os.system("echo started; echo started in error >&2")
+    os.write(1, b"written\n")
 
 
-@pytest.mark.parametrize(
-    "how", [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: os._exit(1), lambda: int("x")]
-)
-def test_what_was_written_before_a_bad_end_is_kept(capturing, how):
-    ev = capturing((end, how))
-    assert ev() is False
-    assert ev.tasks()[1].stdout == "last words\n"
+OUT, ERR = "printed, ü\nbytes\nstarted\nwritten\n", "and in error\nstarted in error\n"
 
 
-def test_each_attempt_has_its_own(capturing, tmp_path):
+@pytest.mark.parametrize("config", CONSTRUCTS)
+def test_what_a_step_and_its_subprocesses_write_is_kept_and_shown(line, capsys, config):
+    """Also of one that was forked ahead, and of one whose process is used again."""
+    ev = line(write, int, write, write, config=config)
+    assert ev() is True
+    assert [(task.stdout, task.stderr) for task in ev.tasks()] == [
+        (OUT, ERR),
+        ("", ""),
+        (OUT, ERR),
+        (OUT, ERR),
+    ]
+    shown = capsys.readouterr()
+    assert shown.out == 3 * OUT
+    assert shown.err.count(ERR) == 3
+
+
+def test_nothing_is_kept_of_a_step_that_is_not_captured(captured):
+    task = captured(write, steps={"capture_output": False})
+    assert (task.stdout, task.stderr) == (None, None)
+
+
+ENDS = {
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "raise": lambda: 1 / 0,
+    "sys.exit": lambda: sys.exit("with a word"),
+    "timeout": lambda: time.sleep(600),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("config", CONSTRUCTS[:2])
+def test_what_was_written_before_a_step_failed_is_kept(captured, config, end):
+    def step():
+        write()
+        ENDS[end]()
+
+    task = captured(step, config=config, steps={"timeout": 1} if end == "timeout" else None)
+    assert task.status == "failure"
+    assert (task.stdout, task.stderr) == (OUT, ERR)
+
+
+def test_the_end_of_what_is_written_is_kept(captured, capsys):
+    """By bytes; a character that this cuts is left out, and not one of what is shown."""
+    task = captured(lambda: print(end="ü" * 500_000 + "x"))
+    assert task.stdout == "ü" * (KEPT // 2 - 1) + "x"
+    assert capsys.readouterr().out == "ü" * 500_000 + "x"
+
+
+def test_what_is_no_text_is_kept_as_a_store_can_keep_it(captured):
+    def step():
+        os.write(1, b"\0\xff\xc3")
+        time.sleep(0.05)
+        os.write(1, b"\xbc\r\n")
+        print("\ud800")
+
+    assert captured(step).stdout == "\\x00\ufffdü\r\n\\ud800\n"
+
+
+def test_a_step_that_writes_much_waits_and_holds_up_nobody(make, tmp_path):
+    """One writes more than a pipe holds, while another step is what it waits for."""
+    ev = make(config={"max_concurrent": 2})
+    go = ev.add_event("go")
+
+    def flood():
+        while not (tmp_path / "done").exists():
+            os.write(1, b"x" * 1000)
+
+    def other():
+        (tmp_path / "done").touch()
+
+    ev.add_assoc(go, ev.add_step("flood", flood, config={"capture_output": True}))
+    ev.add_assoc(go, ev.add_step("other", other))
+    ev.trigger_event(go)
+    assert ev() is True
+    assert len(ev.tasks("flood")[0].stdout) > 0
+
+
+def test_it_is_shown_while_the_step_runs(line, monkeypatch, tmp_path):
+    class Shown(io.StringIO):
+        def write(self, text):
+            (tmp_path / "shown").touch()
+            return super().write(text)
+
+    def step():
+        print("now")
+        wait_until((tmp_path / "shown").exists)
+
+    monkeypatch.setattr("sys.stdout", Shown())
+    assert line(step)() is True
+    assert sys.stdout.getvalue() == "now\n"
+
+
+class Broken(io.StringIO):
+    def write(self, text):
+        raise ValueError("no way out")
+
+
+@pytest.mark.parametrize("stream", [None, Broken()])
+def test_what_cannot_be_shown_is_kept(captured, monkeypatch, stream):
+    monkeypatch.setattr("sys.stdout", stream)
+    task = captured(write)
+    assert (task.status, task.stdout) == ("success", OUT)
+
+
+def test_a_process_that_a_step_has_left_does_not_hold_up_its_end(line, tmp_path, capsys):
+    """What it writes then is shown, and not kept; from the end of `ev()` on, nobody reads it."""
+
+    def leave():
+        code = f"""if True:
+            import os, pathlib, time
+            print("first", flush=True)
+            place = pathlib.Path({str(tmp_path)!r})
+            while not (place / "next").exists():
+                time.sleep(0.005)
+            print("later", flush=True)
+            (place / "said").touch()
+            try:
+                while True:
+                    print("x", flush=True)
+                    time.sleep(0.005)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                (place / "over").touch()
+        """
+        child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        child.returncode = 0
+        print("step")
+
+    def go_on():
+        (tmp_path / "next").touch()
+        wait_until((tmp_path / "said").exists)
+
+    ev = line(leave, go_on)
+    assert ev() is True
+    assert "later" not in ev.tasks("s0")[0].stdout
+    assert "later\n" in capsys.readouterr().out
+    wait_until((tmp_path / "over").exists)
+
+
+def test_a_process_of_many_steps_has_its_own_output_back(script):
+    ran = script(
+        """
+        import os, sys
+        import eventor as evr
+
+        def both(number):
+            print("printed", number)
+            os.write(1, b"written\\n")
+            sys.stderr = None
+            return sys.stdout.encoding, sys.stdout.line_buffering, sys.stdout is stdout
+
+        stdout = sys.stdout
+        config = {"logdir": ".", "max_tasks_per_child": None}
+        with evr.Eventor(store=":memory:", config=config) as ev:
+            events = [ev.add_event(str(number)) for number in range(4)]
+            for number in range(3):
+                step = ev.add_step(
+                    f"s{number}",
+                    both,
+                    (number,),
+                    triggers={"at_success": events[number + 1]},
+                    config={"capture_output": number == 1},
+                )
+                ev.add_assoc(events[number], step)
+            ev.trigger_event(events[0])
+            ev()
+            print([task.stdout for task in ev.tasks()])
+            first, second, third = [task.result for task in ev.tasks()]
+            assert first == third == ("iso8859-1", False, True), (first, third)
+            assert second == ("utf-8", True, False), second
+    """,
+        PYTHONUNBUFFERED="",
+        PYTHONIOENCODING="iso8859-1",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == [
+        *("written", "printed 0", "printed 1", "written", "written", "printed 2"),
+        "[None, 'printed 1\\nwritten\\n', None]",
+    ]
+
+
+def count_descriptors():
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def spoil():
+    os.write(2, b"last words")
+    for number in (1, 2):
+        os.close(number)
+
+
+@pytest.mark.parametrize("config", CONSTRUCTS[:2])
+def test_a_step_that_closes_its_output_ends_well(line, capfd, config):
+    ev = line(spoil, write, config=config)
+    assert ev() is True
+    assert [task.stderr for task in ev.tasks()] == ["last words", ERR]
+
+
+def test_the_output_of_a_thread_cannot_be_captured(make):
+    ev = make(config={"task_construct": threading.Thread})
+    with pytest.raises(evr.ConfigError, match=r"capture_output .* 's' is True.*threading\.Thread"):
+        ev.add_step("s", int, config={"capture_output": True})
+    assert ev.add_step("s", int, config={"capture_output": False})
+
+
+@pytest.mark.parametrize("given", [1, None, "yes"])
+def test_capture_output_is_true_or_false(make, given):
+    with pytest.raises(evr.ConfigError, match=r"capture_output .* 's' is .*True or False"):
+        make().add_step("s", int, config={"capture_output": given})
+
+
+def test_each_attempt_has_its_own(line, tmp_path):
     def count():
         with (tmp_path / "count").open("a") as file:
             file.write("!")
@@ -86,108 +291,18 @@ def test_each_attempt_has_its_own(capturing, tmp_path):
         if len((tmp_path / "count").read_text()) < 3:
             int("x")
 
-    ev = capturing((count,), step={"max_attempts": 3})
+    ev = line(count, steps={"max_attempts": 3})
     assert ev() is True
-    assert [attempt.stdout for attempt in ev.tasks()[1].attempts] == ["!\n", "!!\n", "!!!\n"]
+    assert [attempt.stdout for attempt in ev.tasks()[0].attempts] == ["!\n", "!!\n", "!!!\n"]
 
 
-def test_of_much_the_end_is_kept(capturing, capsys):
-    ev = capturing((print, "x" * 300_000 + "end"))
-    assert ev() is True
-    kept = ev.tasks()[1].stdout
-    assert (len(kept), kept[-4:]) == (1 << 16, "end\n")
-    assert len(capsys.readouterr().out) == 300_004
-
-
-def test_what_is_no_text_is_kept_as_far_as_it_can_be(capturing, capsys):
-    ev = capturing((os.write, 1, "ü\0".encode() + b"\xff"))
-    assert ev() is True
-    assert ev.tasks()[1].stdout == "ü\\x00\ufffd"
-    assert capsys.readouterr().out == "ü\0\ufffd"
-
-
-def test_a_process_that_is_kept_has_its_own_output_back(capturing, tmp_path):
-    def where():
-        return [str(Path(f"/proc/self/fd/{number}").readlink()) for number in (1, 2)]
-
-    ev = capturing((where,), max_tasks_per_child=None)
-    go = ev._flow.events["go"]
-    ev.add_assoc(go, ev.add_step("after", where))
-    assert ev() is True
-    _, captured, after = (task.result for task in ev.tasks())
-    assert all(place.startswith("pipe:") for place in captured)
-    assert after == where()
-
-
-def test_what_a_step_has_left_running_is_shown_and_does_not_hold_it_up(capturing, tmp_path, capsys):
-    go_on = tmp_path / "go on"
-
-    def leave():
-        code = f"""
-import os, time
-while not os.path.exists({str(go_on)!r}):
-    time.sleep(0.01)
-print('late', flush=True)
-"""
-        subprocess.Popen([sys.executable, "-c", code])
-
-    def wait():
-        go_on.touch()
-        wait_until((tmp_path / "shown").exists)
-
-    class Shown(io.StringIO):
-        def write(self, text):
-            if "late" in text:
-                (tmp_path / "shown").touch()
-            return super().write(text)
-
-    ev = capturing((leave,))
-    left = ev._flow.steps["s0"]
-    ev.add_assoc(left.success, ev.add_step("wait", wait))
-    stdout, sys.stdout = sys.stdout, Shown()
-    try:
-        assert ev() is True
-        assert sys.stdout.getvalue() == "late\n"
-    finally:
-        sys.stdout = stdout
-    assert ev.tasks("s0")[0].stdout == ""
-
-
-def test_what_cannot_be_shown_is_kept(capturing, monkeypatch):
-    class Broken(io.StringIO):
-        def write(self, _text):
-            raise OSError("no space")
-
-    monkeypatch.setattr(sys, "stdout", Broken())
-    ev = capturing((os.write, 1, b"kept"))
-    assert ev() is True
-    assert ev.tasks()[1].stdout == "kept"
-
-
-def test_nothing_stays_open(capturing):
-    def count():
-        return len(list(Path("/proc/self/fd").iterdir()))
-
-    ev = capturing((talk,))
-    before = count()
+def test_nothing_stays_open(line):
+    ev = line(write, write)
+    before = count_descriptors()
     for sequence in range(2, 5):
-        ev.trigger_event(ev._flow.events["go"], sequence)
+        ev.trigger_event(ev._flow.events["e0"], sequence)
         assert ev() is True
-        assert count() == before
-
-
-def test_a_bad_value_is_named(make):
-    words = "capture_output in the config of step 's' is 1; expected True or False"
-    with pytest.raises(evr.ConfigError, match=words):
-        make().add_step("s", int, config={"capture_output": 1})
-
-
-def test_a_thread_has_no_output_of_its_own(make):
-    ev = make(config={"task_construct": threading.Thread})
-    words = "capture_output in the config of step 's' is True, and the task_construct threading"
-    with pytest.raises(evr.ConfigError, match=words):
-        ev.add_step("s", int, config={"capture_output": True})
-    ev.add_step("s", int)
+        assert count_descriptors() == before
 
 
 def test_a_step_that_sends_descriptors_of_its_own_harms_nobody(make):
@@ -204,7 +319,7 @@ def test_a_step_that_sends_descriptors_of_its_own_harms_nobody(make):
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("send", send), ev.add_step("next", int))
     ev.trigger_event(go)
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = count_descriptors()
     assert ev() is True
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert count_descriptors() == before
     assert ev.tasks()[0].result == "sent"
