@@ -108,7 +108,7 @@ def test_what_was_written_before_a_step_failed_is_kept(captured, config, end):
         write()
         ENDS[end]()
 
-    task = captured(step, config=config, steps={"timeout": 1} if end == "timeout" else None)
+    task = captured(step, config=config, steps={"timeout": 3} if end == "timeout" else None)
     assert task.status == "failure"
     assert (task.stdout, task.stderr) == (OUT, ERR)
 

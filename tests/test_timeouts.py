@@ -301,7 +301,7 @@ def test_the_time_counts_for_each_attempt(make, tmp_path):
             (tmp_path / "tried").touch()
             time.sleep(FOREVER)
 
-    assert one(make, second_is_quick, step={"max_attempts": 2})() is True
+    assert one(make, second_is_quick, step={"max_attempts": 2}, timeout=3)() is True
 
 
 def test_what_a_late_step_has_printed_is_kept(make):
@@ -309,9 +309,9 @@ def test_what_a_late_step_has_printed_is_kept(make):
         print("before", flush=True)
         time.sleep(FOREVER)
 
-    ev = one(make, talk, step={"capture_output": True})
+    ev = one(make, talk, step={"capture_output": True}, timeout=3)
     assert ev() is False
-    assert (ev.tasks()[0].error, ev.tasks()[0].stdout) == (TOLD, "before\n")
+    assert (ev.tasks()[0].error, ev.tasks()[0].stdout) == (TOLD.replace("0.3", "3"), "before\n")
 
 
 def test_a_kept_process_that_is_late_is_replaced_and_others_stay(make):
