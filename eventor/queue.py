@@ -8,7 +8,6 @@ the end, and tasks that ask for others, or for none, pass it by.
 from __future__ import annotations
 
 import heapq
-import itertools
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ class Queue(Generic[T]):
     def __init__(self, resources: Mapping[str, int]) -> None:
         self._left = dict(resources)
         self._lines: dict[Needs, list[tuple[int, int, T]]] = {}
-        self._numbers = itertools.count()
+        self._pushed = 0
         self._size = 0
 
     def __len__(self) -> int:
@@ -39,7 +38,8 @@ class Queue(Generic[T]):
     def push(self, item: T, priority: int, needs: Needs) -> None:
         """Let something wait; of what has the same needs, a heap tells which is first."""
         line = self._lines.setdefault(needs, [])
-        heapq.heappush(line, (-priority, next(self._numbers), item))
+        heapq.heappush(line, (-priority, self._pushed, item))
+        self._pushed += 1
         self._size += 1
 
     def pop(self) -> T | None:
