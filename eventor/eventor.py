@@ -132,11 +132,12 @@ class Eventor:
                 ledger = begin_recovery(self._store, name, base, lease, now)
             elif mode is RunMode.continue_:
                 ledger = continue_run(self._store, name, lease, now)
-            if ledger is None:
+            else:
                 ledger = begin_run(self._store, name, lease, now)
             self._ledger = ledger
             _await_keeper(ledger)
             self._left = ledger.left()
+            self._standing = ledger.standing()
             limit = self._config.max_concurrent
             self._plan = Plan(
                 self._flow,
@@ -145,7 +146,7 @@ class Eventor:
                 stop_on_exception=self._config.stop_on_exception,
                 resources=self._config.resources,
                 due=ledger.delays(),
-                standing=ledger.standing(),
+                standing=self._standing,
             )
         except BaseException:
             if ledger is not None:
@@ -641,7 +642,7 @@ class Eventor:
         ]
         self._warn_after(doubtful)
         self._report_end(reason, " and ".join(left), paused=loop.paused)
-        return whole and self._plan.all_handled and not left
+        return whole and self._plan.all_handled and not (left or self._plan.lost)
 
     def _findings(self) -> list[Finding]:
         waiting = {trigger.event for trigger in self._inbox.peek()}
@@ -717,12 +718,15 @@ class Eventor:
         changed = [] if before is None else drift.differences(before, self._flow.definition())
         if changed or before is None:  # else it was known before, and the run went on without
             changed += drift.lost_triggers(triggers, self._flow.events)
-            changed += drift.lost_tasks(self._left, self._flow.steps)
+            standing = {} if self._standing is None else self._standing.tasks
+            changed += drift.lost_tasks({**self._left, **standing}, self._flow.steps)
         return triggers, changed
 
     def _planned(self, task: TaskKey) -> PlannedTask:
         left = self._plan.how_left(task)
         replay = None if left is None else self._flow.steps[task.step].recovery[left]
+        if left is TaskStatus.ready and self._plan.stands(task):
+            replay = None  # it waits on, as if nothing had been
         return PlannedTask(task.step, task.sequence, left, replay)
 
     def _record_triggers(self) -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 """How often all workers are looked at, should a descendant of one hold its sentinel open."""
 
-_DESCRIPTORS_PER_WORKER = 4
+_DESCRIPTORS_PER_WORKER = 6
 _SPARE_DESCRIPTORS = 64
 
 

@@ -65,10 +65,7 @@ _NAMES_AT_ONCE = 500
 def begin_run(store: Store, name: str, lease_seconds: float, now: datetime) -> Ledger:
     """Begin a new run of that name; `lease_seconds` as in `Config`."""
     with _claimed() as claim, store.writing("begin a run") as connection:
-        row = {"name": name, "began_at": now}
-        run_id = insert_row(connection, schema.run, row)
-        _insert_recovery(connection, run_id, 0, None, claim, lease_seconds, now)
-        return Ledger(store, claim, run_id, 0, ())
+        return _begin(connection, store, claim, name, lease_seconds, now)
 
 
 def begin_recovery(
@@ -108,8 +105,8 @@ def begin_recovery(
         return Ledger(store, claim, run_id, latest + 1, lineage, keeper)
 
 
-def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -> Ledger | None:
-    """Take up the latest recovery of the latest run of that name; None if there is no run.
+def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -> Ledger:
+    """Take up the latest recovery of the latest run of that name, or begin a run if there is none.
 
     Raises:
         OwnershipError: the run has a live owner.
@@ -118,8 +115,7 @@ def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -
     with _claimed() as claim, store.writing("take up a run") as connection:
         run_id = connection.scalar(latest_run(name))
         if run_id is None:
-            owner.disclaim(claim)
-            return None
+            return _begin(connection, store, claim, name, lease_seconds, now)
         parents = _parents(connection, run_id)
         latest = max(parents)
         keeper = _refuse_owned(connection, run_id, latest, now)
@@ -468,6 +464,19 @@ class Ledger:
 
     def _mine(self, table: Table) -> tuple[ColumnElement[bool], ...]:
         return (table.c.run_id == self.run_id, table.c.recovery == self.recovery)
+
+
+def _begin(
+    connection: Connection,
+    store: Store,
+    claim: Owner,
+    name: str,
+    lease_seconds: float,
+    now: datetime,
+) -> Ledger:
+    run_id = insert_row(connection, schema.run, {"name": name, "began_at": now})
+    _insert_recovery(connection, run_id, 0, None, claim, lease_seconds, now)
+    return Ledger(store, claim, run_id, 0, ())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import fcntl
 import os
 import selectors
 import sys
@@ -31,6 +32,9 @@ _CONTINUATION = bytes(range(0x80, 0xC0))
 """The bytes with which no character of UTF-8 begins."""
 
 _CHUNK = 1 << 16
+_LEFT_AT_ONCE = 32
+"""Of how many streams that steps have left to what they started something is shown yet."""
+
 _CHUNKS_AT_END = 32
 """How much is read when a step has ended, so that what it left running cannot go on for ever."""
 
@@ -71,12 +75,28 @@ def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
 def _keep(number: int, restored: contextlib.ExitStack) -> None:
     """Have a descriptor put back at the end, as it is now."""
     try:
-        copy = os.dup(number)
-    except OSError:  # it is closed
-        restored.callback(os.close, number)
+        # Not one of the three by which programs know them, though it may be free.
+        copy = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:  # it is closed, and has to be taken before the pipes are made
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        restored.callback(_close, number)
         return
     restored.callback(os.close, copy)
-    restored.callback(os.dup2, copy, number)
+    restored.callback(_put_back, copy, number)
+
+
+def _put_back(copy: int, number: int) -> None:
+    # Whatever the step has closed: what it has done is not undone by that.
+    with contextlib.suppress(OSError):
+        os.dup2(copy, number)
+
+
+def _close(number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(number)
 
 
 def _text_on(number: int) -> object:
@@ -165,6 +185,7 @@ class Outputs:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
         self._open: dict[Output, None] = {}
+        self._left: dict[Output, None] = {}
 
     def listen(self, descriptors: tuple[int, ...]) -> tuple[Output, ...]:
         """Read what comes by these from now on; empty if they are none that can be read."""
@@ -196,6 +217,10 @@ class Outputs:
                 output.read_all()
                 self._drop_ended(output)
             yield output.text
+            if output in self._open:
+                self._left[output] = None
+        while len(self._left) > _LEFT_AT_ONCE:
+            self._drop(next(iter(self._left)))
 
     def leave(self) -> None:
         """Close them in a process that was forked from the one that reads."""
@@ -211,6 +236,10 @@ class Outputs:
 
     def _drop_ended(self, output: Output) -> None:
         if output.ended:
-            self._selector.unregister(output)
-            del self._open[output]
-            output.close()
+            self._drop(output)
+
+    def _drop(self, output: Output) -> None:
+        self._selector.unregister(output)
+        del self._open[output]
+        self._left.pop(output, None)
+        output.close()

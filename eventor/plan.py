@@ -251,6 +251,7 @@ class Plan:
         self._noted: deque[tuple[EventRaised, datetime]] = deque()
         self._standing: dict[TaskKey, Left] = {}
         self._standing_due: Mapping[Wait, datetime] = {}
+        self._standing_seen = 0
         self._changes: list[Change] = []
         self._now = datetime.min.replace(tzinfo=UTC)
         self._stopping = False
@@ -268,6 +269,11 @@ class Plan:
     def waiting(self) -> int:
         """How many tasks are ready and have not started."""
         return len(self._ready) + self._retrying
+
+    @property
+    def lost(self) -> bool:
+        """Whether tasks of a continued recovery have not ended whose steps are not defined."""
+        return any(left.status not in ENDS for left in self._standing.values())
 
     @property
     def delayed(self) -> int:
@@ -312,11 +318,9 @@ class Plan:
 
     def advance(self, arrivals: Iterable[Trigger | TaskEnded], now: datetime) -> list[Change]:
         """Return all changes that follow from what has come in, in the order of their reasons."""
+        self._now = now
         self._take_up()
-        while self._noted:
-            change, self._now = self._noted.popleft()
-            self._follow(change)
-            self._settle()
+        self._follow_noted()
         self._now = now
         for arrival in arrivals:
             if isinstance(arrival, Trigger):
@@ -379,6 +383,10 @@ class Plan:
         left = self._standing.get(task) or self._previous.get(task)
         return None if left is None else left.status
 
+    def stands(self, task: TaskKey) -> bool:
+        """Whether a task is one of a recovery that is continued."""
+        return task in self._standing
+
     def _take_changes(self) -> list[Change]:
         changes, self._changes = self._changes, []
         return changes
@@ -392,11 +400,18 @@ class Plan:
             for which, at in standing.events.items()
         )
         self._created.update(standing.tasks)
-        self._standing.update(standing.tasks)
+        self._standing.update(
+            (task, left)
+            for task, left in standing.tasks.items()
+            if left.status is not TaskStatus.success
+        )
         self._standing_due = standing.due
 
     def _take_up(self) -> None:
         """Take up the tasks of a recovery that is continued, as far as their steps are defined."""
+        if self._standing_seen == len(self._flow.steps):
+            return
+        self._standing_seen = len(self._flow.steps)
         known = [task for task in self._standing if task.step in self._flow.steps]
         for task in known:
             left, step = self._standing.pop(task), self._flow.steps[task.step]
@@ -412,6 +427,16 @@ class Plan:
             elif left.status is TaskStatus.failure and not step.handles_failure:
                 self.all_handled = False
         self._settle()
+
+    def _follow_noted(self) -> None:
+        """Do what noted events lead to, as far as they are defined by now."""
+        noted, self._noted = self._noted, deque()
+        for change, self._now in noted:
+            if change.event in self._flow.events:
+                self._follow(change)
+                self._settle()
+            else:
+                self._noted.append((change, self._now))
 
     def _settle(self) -> None:
         while self._agenda:
@@ -437,6 +462,8 @@ class Plan:
         for seconds in self._flow.delayed.get(name, ()):
             wait = Wait(name, sequence, seconds)
             due = self._standing_due.get(wait)
+            if due is not None and self._has_acted(wait):
+                continue
             if due is None:
                 due = self._due.get(wait) or self._later(seconds)
                 self._changes.append(Delayed(wait, due))
@@ -445,6 +472,15 @@ class Plan:
             if (event.name, sequence) not in self._raised and self._holds(event, name, sequence):
                 cause = Cause(CauseKind.expression, name, self._flow.gates[event.name].text)
                 self._agenda.append(EventRaised(event.name, sequence, cause))
+
+    def _has_acted(self, wait: Wait) -> bool:
+        """Whether there is all to which a delayed association leads."""
+        return all(
+            (target.name, wait.sequence) in self._raised
+            if isinstance(target, Event)
+            else TaskKey(target.name, wait.sequence) in self._created
+            for target in self._flow.delayed[wait.event][wait.seconds]
+        )
 
     def _lead(self, targets: Iterable[Event | Step], sequence: Sequence, cause: Cause) -> None:
         for target in targets:

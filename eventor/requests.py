@@ -46,10 +46,6 @@ class Requests:
         self.stopped_by: str | None = None
         """The process that has asked to stop, if one has."""
 
-    def __len__(self) -> int:
-        """How many the latest look has found."""
-        return len(self._taken)
-
     def look(self, now: datetime) -> list[Trigger]:
         """Take up what waits, if it is time to look, and return the triggers of known events."""
         since = (now - self._looked_at).total_seconds()

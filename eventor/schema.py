@@ -260,6 +260,7 @@ delay = Table(
     Column("due_at", UtcDateTime, nullable=False),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )
+
 # What other processes ask of a run, and what became of it in the recovery that took it up.
 request = Table(
     "eventor_request",

@@ -30,6 +30,7 @@ import sys
 import threading
 import traceback
 from array import array
+from collections import deque
 from dataclasses import dataclass, field
 from importlib import _bootstrap
 from multiprocessing.reduction import ForkingPickler
@@ -279,7 +280,10 @@ class Channel:
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(None)  # sent to another process, it is made anew there
         self._connection = connection
-        self._lock = threading.Lock()
+        # A handler of signals may send in the middle of what its own thread sends.
+        self._lock = threading.RLock()
+        self._frames: deque[tuple[bytes, bytes]] = deque()
+        self._writing = False
         self._pid = os.getpid()
         self._pipe = self._identify()
         self._current: inside.CurrentStep | None = None
@@ -374,8 +378,16 @@ class Channel:
     def _send(self, data: bytes) -> None:
         if not self.whole:
             raise BrokenPipeError("the step has closed the pipe by which it is heard")
-        for part in (_HEADER.pack(len(data)), data):
-            self._write(memoryview(part))
+        self._frames.append((_HEADER.pack(len(data)), data))
+        if self._writing:
+            return  # whoever is writing goes on with this
+        self._writing = True
+        try:
+            while self._frames:
+                for part in self._frames.popleft():
+                    self._write(memoryview(part))
+        finally:
+            self._writing = False
 
     def _identify(self) -> tuple[int, int] | None:
         try:
@@ -603,7 +615,7 @@ def run(call: Call) -> Outcome:
     try:
         args, kwargs = call.arguments()
     except BaseException as error:  # a ResultError, or what a handler of signals has raised
-        return failure(describe(error))
+        return failure(describe(error), retriable=False)
     try:
         value = call.func(*args, **kwargs)
         if inspect.iscoroutine(value):

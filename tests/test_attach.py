@@ -8,11 +8,13 @@ import signal
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import eventor as evr
 from eventor import owner
+from eventor.requests import Requests
 from tests.conftest import sql, statuses, wait_until
 from tests.test_store import UNDO
 
@@ -378,3 +380,41 @@ def test_an_owner_elsewhere_is_live_within_its_lease(make, tmp_path, monkeypatch
         assert run.trigger("go", 1) is True
         sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET heartbeat_at = '2026-01-01'")
         assert run.trigger("go", 2) is False
+
+
+class Asked:
+    """A ledger of which nobody asks anything."""
+
+    shared, recovery = True, 0
+
+    def requests(self):
+        return []
+
+
+def test_a_look_beside_other_changes_is_not_the_last():
+    requests, now = Requests(None, Asked(), 1.0), datetime(2030, 1, 1, tzinfo=UTC)
+    requests.look(now)
+    assert requests.look_last([object()]) is False
+    assert requests.seconds_left(now) < 0
+    requests.look(now)
+    assert requests.look_last([]) is True
+
+
+def test_a_clock_that_is_set_back_does_not_keep_it_from_looking():
+    requests, now = Requests(None, Asked(), 1.0), datetime(2030, 1, 1, tzinfo=UTC)
+    requests.look(now)
+    requests.look(now - timedelta(days=1))
+    assert requests.look_last([]) is True
+
+
+def test_a_request_to_stop_was_for_the_owner_that_is_gone(make, tmp_path):
+    ev = make(run_mode="continue")
+    flow(ev)
+    assert ev() is True
+    with evr.attach(tmp_path / "flow.db") as run:
+        assert run.stop() is True
+    ev.close()
+    ev = make(run_mode="continue")
+    ev.trigger_event(flow(ev), 5)
+    assert ev() is True
+    assert statuses(ev)["s[5]"] == "success"

@@ -156,3 +156,128 @@ def test_bad_loops_are_named(make, loops):
 def test_a_recovery_run_cannot_be_chosen(make):
     with pytest.raises(evr.RecoveryError, match="recovery_run is 0, which needs"):
         make(run_mode="continue", recovery_run=0)
+
+
+def test_what_an_interrupted_task_leads_to_later_counts_from_now(make, tmp_path):
+    def build(**arguments):
+        ev = make(run_mode="continue", **arguments)
+        go = ev.add_event("go")
+        step = ev.add_step("s", int, recovery={"active": "skip"})
+        ev.add_assoc(go, step)
+        ev.add_assoc(step.success, ev.add_step("late", int), delay=3600)
+        ev.trigger_event(go, 1)
+        return ev
+
+    ev = build()
+    assert ev.run(max_loops=1) is False
+    ev.close()
+    undo = "UPDATE eventor_task SET status = 'active', ended_at = NULL"
+    sql(tmp_path / "flow.db", undo, "DELETE FROM eventor_delay")
+    sql(tmp_path / "flow.db", "DELETE FROM eventor_event WHERE event = 's.success'")
+    ev = build()
+    ev.stop()
+    assert ev() is False
+    assert [task.ended_at is None for task in ev.tasks()] == [False]
+    ((due,),) = sql(tmp_path / "flow.db", "SELECT due_at > datetime('now') FROM eventor_delay")
+    assert due
+
+
+def test_what_follows_from_an_event_waits_until_it_is_defined(make):
+    """Of a recovery that is continued, as of triggers that a program notes."""
+
+    def program(*, cut):
+        ev = make(run_mode="continue")
+        one = ev.add_event("one")
+        ev.add_assoc(one, ev.add_step("s", int))
+        ev.trigger_event(one, 1)
+        assert ev() is True
+        two = ev.add_event("two")
+        ev.add_assoc(two, ev.add_step("t", int))
+        ev.trigger_event(two, 1)
+        if cut:
+            assert [event.event for event in ev.events()] == ["one", "two"]  # and so recorded
+        else:
+            assert ev() is True
+        done = statuses(ev)
+        ev.close()
+        return done
+
+    assert program(cut=True) == {"s[1]": "success"}
+    assert program(cut=False) == {"s[1]": "success", "t[1]": "success"}
+
+
+def test_of_two_that_begin_at_once_one_has_the_run(make, monkeypatch):
+    from eventor import ledger
+
+    others = []
+    latest_run = ledger.latest_run
+
+    def meanwhile(name):
+        if not others:
+            others.append(name)
+            with pytest.raises(evr.StoreError, match="locked"):
+                make(run_mode="continue")
+        return latest_run(name)
+
+    monkeypatch.setattr("eventor.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(ledger, "latest_run", meanwhile)
+    ev = make(run_mode="continue")
+    assert (others, ev.run_id) == ([""], 1)
+
+
+def test_a_task_whose_step_is_gone_is_named_and_is_not_done(make, caplog):
+    def program(*names, loops):
+        with make(run_mode="continue") as ev:
+            go = ev.add_event("go")
+            for name in names:
+                ev.add_assoc(go, ev.add_step(name, int))
+            ev.trigger_event(go, 1)
+            return ev.run(max_loops=loops), statuses(ev)
+
+    assert program("x", "y", loops=1)[0] is False
+    told = (False, {"x[1]": "success", "y[1]": "ready"})
+    assert program("x", loops=None) == told
+    assert "y[1] was left ready, and step y is no longer defined" in caplog.text
+    assert program("x", "y", loops=None) == (True, {"x[1]": "success", "y[1]": "success"})
+
+
+def test_a_handled_failure_stays_handled(make):
+    for _ in range(2):
+        with make(run_mode="continue") as ev:
+            go = ev.add_event("go")
+            step = ev.add_step("s", divmod, args=(1, 0))
+            ev.add_assoc(go, step)
+            ev.add_assoc(step.failure, ev.add_step("tell", int))
+            ev.trigger_event(go, 1)
+            assert ev() is True
+
+
+def test_a_preview_tells_that_a_ready_task_waits_on(make):
+    ev = make()
+    go = ev.add_event("go")
+    steps = [ev.add_step(name, int, recovery={"ready": "skip"}) for name in ("a", "b")]
+    ev.add_assoc(go, *steps)
+    ev.trigger_event(go, 1)
+    assert ev.run(max_loops=1) is False
+    ev.close()
+    ev = make(run_mode="continue")
+    for name in ("a", "b"):
+        ev.add_step(name, int, recovery={"ready": "skip"})
+    (planned,) = ev.preview().runs
+    assert (str(planned), planned.replay) == ("b[1] (was ready)", None)
+    assert ev() is True
+
+
+def test_an_association_that_has_acted_is_not_due_any_more(make):
+    def build():
+        ev = make(run_mode="continue")
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("late", int), delay=0.05)
+        ev.trigger_event(go, 1)
+        return ev
+
+    with build() as ev:
+        assert ev() is True
+    with build() as ev:
+        ev.stop()
+        assert ev() is True

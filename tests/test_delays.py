@@ -114,3 +114,12 @@ def test_a_changed_delay_is_a_change_of_the_flow(make):
         "missing association go -> event late after 0.1 s",
         "missing association go -> step then after 0.1 s",
     )
+
+
+def test_it_is_on_time_however_long_the_loop_may_sleep(make):
+    """With a sleep of an hour, it would be an hour late."""
+    ev, go = delayed(make, 0.3, config={"sleep_between_loops": 3600, "lease_seconds": 100_000})
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    raised = {event.event: event.raised_at for event in ev.events()}
+    assert raised["late"] - raised["go"] < timedelta(seconds=60)

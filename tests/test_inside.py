@@ -1,6 +1,7 @@
 """What a step can know and do from within."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -394,3 +395,33 @@ def test_a_plain_locale_does_not_matter(script):
         PYTHONUTF8="0",
     )
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
+
+
+def test_a_handler_of_signals_may_trigger_and_log_in_the_middle(make, caplog):
+    """In the middle of what its own thread sends: each comes whole, and none waits for ever."""
+
+    def step():
+        here, came = evr.current(), []
+        big = logging.getLogger("big")
+
+        def handle(_number, _frame):
+            came.append(None)
+            here.trigger("within", len(came))
+            logging.getLogger("small").warning("from the handler")
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        while len(came) < 200:
+            big.warning("x" * 100_000)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return len(came)
+
+    ev = make()
+    go, _within = ev.add_event("go"), ev.add_event("within")
+    ev.add_assoc(go, ev.add_step("s", step, config={"timeout": 60}))
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    count = ev.tasks()[0].result
+    assert len(ev.events("within")) == count
+    told = [record for record in caplog.records if record.name == "small"]
+    assert len(told) == count

@@ -1,5 +1,6 @@
 """What a step writes to standard output and error is kept with its record, and shown."""
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
+from eventor import launch
 from eventor.task import Captured
 from tests.conftest import wait_until
 
@@ -323,3 +325,39 @@ def test_a_step_that_sends_descriptors_of_its_own_harms_nobody(make):
     assert ev() is True
     assert count_descriptors() == before
     assert ev.tasks()[0].result == "sent"
+
+
+def test_a_step_whose_output_was_closed_before_it_is_captured_too(line):
+    def close_both():
+        os.close(1)
+        os.close(2)
+
+    ev = line(close_both, write, close_both, config={"max_tasks_per_child": None})
+    assert ev() is True
+    assert [task.stdout for task in ev.tasks()] == ["", OUT, ""]
+
+
+def test_what_many_steps_have_left_takes_few_descriptors(make):
+    ev = make()
+    go = ev.add_event("go")
+
+    def leave():
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+    ev.add_assoc(go, ev.add_step("leave", leave, config={"capture_output": True}))
+    ev.trigger_events(go, range(40))
+    before, most = count_descriptors(), 0
+    loop_wait = launch.Launcher.wait
+
+    def wait(launcher, bell, seconds):
+        nonlocal most
+        most = max(most, count_descriptors())
+        loop_wait(launcher, bell, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch.Launcher, "wait", wait)
+        assert ev() is True
+    assert most - before < 60
+    for task in ev.tasks():
+        with contextlib.suppress(OSError):
+            os.killpg(task.pid, signal.SIGKILL)

@@ -226,3 +226,33 @@ def test_the_classes_reach_a_spawned_process(make):
     ev = one_step(make, int, "x", config=config, eventor_config={"task_construct": context.Process})
     assert ev() is True
     assert [attempt.status for attempt in ev.tasks()[0].attempts] == ["failure", "failure"]
+
+
+def test_a_result_that_is_not_there_is_not_tried_again(make):
+    ev = make(config={"stop_on_exception": False})
+    go = ev.add_event("go")
+    bad = ev.add_step("bad", int, args=("x",))
+    user = ev.add_step("user", print, args=(bad.result,), config={"max_attempts": 3})
+    ev.add_assoc(go, bad, user)
+    ev.trigger_event(go)
+    assert ev() is False
+    assert ev.tasks("user")[0].attempt == 1
+
+
+def test_a_preview_takes_the_first_failure_for_the_last(make, flaky):
+    ev = one_step(make, flaky, 9, config={"max_attempts": 3})
+    assert len(ev.preview(failing="s").runs) == 1
+
+
+def test_the_process_of_an_attempt_is_known_while_it_runs_and_after(make, tmp_path):
+    """Its pid is recorded apart from its start where it runs for longer than a moment."""
+    store = tmp_path / "flow.db"
+
+    def wait():
+        wait_until(lambda: sql(store, "SELECT pid FROM eventor_task") != [(None,)])
+        return os.getpid()
+
+    ev = one_step(make, wait, config={})
+    assert ev() is True
+    (task,) = ev.tasks()
+    assert task.pid == task.result == task.attempts[0].pid

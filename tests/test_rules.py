@@ -476,3 +476,24 @@ def test_a_delay_grows_by_its_factor_up_to_what_is_sensible():
     assert seconds_to_retry(config, 1, 0.5) == 7
     assert seconds_to_retry(config, 10_000, 1) == LONGEST_DELAY
     assert seconds_to_retry(StepConfig(retry_backoff=3), 10_000, 0) == 0
+
+
+def test_who_came_first_is_known_when_a_line_was_empty_in_between():
+    queue = Queue({"x": 9, "y": 9, "z": 9})
+    queue.push(0, 0, (("x", 1),))
+    queue.push(1, 0, (("y", 1),))
+    assert queue.pop() == 0
+    queue.push(2, 0, (("z", 1),))
+    assert (queue.pop(), queue.pop()) == (1, 2)
+
+
+def test_nothing_that_is_due_acts_while_it_is_stopped():
+    flow = Flow(Config())
+    go, late = flow.add_event("go"), flow.add_event("late")
+    flow.add_assoc(go, late, delay=5)
+    plan = Plan(flow, {}, 1, stop_on_exception=True)
+    plan.advance([Trigger("go", 1, CALL)], NOW)
+    plan.stop()
+    assert plan.advance([], NOW + timedelta(seconds=9)) == []
+    plan.resume()
+    assert [change.event for change in plan.advance([], NOW + timedelta(seconds=9))] == ["late"]
