@@ -435,7 +435,8 @@ class Eventor:
             asked = [request.trigger for request in requests if request.trigger is not None]
             stops = [r for r in requests if r.trigger is None and r.recovery == self.recovery]
             changes = self._plan.foresee(
-                [*self._inbox.peek(), *self._defined(again), *self._defined(asked)],
+                [*self._inbox.peek(), *self._defined(again)],
+                self._defined(asked),
                 lambda task: task.step in failed,
                 _now(),
                 stopped=self._inbox.stopped_by is not None or bool(stops),

@@ -341,6 +341,7 @@ class Plan:
     def foresee(
         self,
         triggers: Iterable[Trigger],
+        arrivals: Iterable[Trigger],
         fails: Callable[[TaskKey], bool],
         now: datetime,
         *,
@@ -349,7 +350,8 @@ class Plan:
         """Return the changes that would follow, until nothing is left; this plan stays as it is.
 
         Args:
-            triggers: what would come in first.
+            triggers: what would be noted first.
+            arrivals: what would come in then.
             fails: tells which of the tasks that run would fail.
             now: the time; what is due later would happen then.
             stopped: whether nothing would start.
@@ -359,7 +361,7 @@ class Plan:
         plan.resume()
         if stopped:
             plan.stop()
-        changes = plan.note(triggers, now) + plan.advance([], now)
+        changes = plan.note(triggers, now) + plan.advance(arrivals, now)
         seen = 0
         while seen < len(changes) or plan.next_due is not None:
             if seen == len(changes):

@@ -418,3 +418,19 @@ def test_a_request_to_stop_was_for_the_owner_that_is_gone(make, tmp_path):
     ev.trigger_event(flow(ev), 5)
     assert ev() is True
     assert statuses(ev)["s[5]"] == "success"
+
+
+def test_a_preview_foresees_in_which_order_requests_are_taken_up(make, tmp_path):
+    ev = make()
+    first, asked = ev.add_event("first"), ev.add_event("asked")
+    led_to = ev.add_event("led to")
+    both = ev.add_event("both", (led_to, asked))
+    ev.add_assoc(first, led_to)
+    ev.add_assoc(asked, ev.add_step("fails", lambda: 1 / 0))
+    ev.add_assoc(both, ev.add_step("later", int))
+    ev.trigger_event(first, 1)
+    with evr.attach(tmp_path / "flow.db") as run:
+        run.trigger("asked", 1)
+    assert [str(task) for task in ev.preview(failing=["fails"]).runs] == ["fails[1]"]
+    assert ev() is False
+    assert statuses(ev) == {"fails[1]": "failure", "later[1]": "ready"}
