@@ -27,7 +27,7 @@ from eventor.attached import Attached
 from eventor.ledger import Ledger
 from eventor.plan import TaskEnded
 from eventor.rows import Answer
-from eventor.types import Outcome, StoredResult, TaskStatus, failure
+from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
 FLOWS, QUICK_FLOWS = 500, 100
@@ -65,6 +65,7 @@ class World:
             "SELECT ifnull(max(request_id), 0) FROM eventor_request"
         )
         self.attached._name = name
+        self.printed = collections.defaultdict(set)
 
     def begin_life(self, dice, failing, stopping, incident, countdown):
         self.dice, self.incident, self.countdown = dice, incident, countdown
@@ -207,7 +208,10 @@ class World:
                 task[0] in self.failing
                 or self.attempts[task] <= self.case.stumbles[int(task[0][1:])]
             )
-            end = TaskEnded(key, failure("x") if failed else good)
+            bad = self.dice.choice([failure("x"), timed_out(1, retriable=True)])
+            printed = self.dice.choice([None, f"printed {value}"])
+            self.printed[task, self.attempts[task]].add(printed)
+            end = TaskEnded(key, dataclasses.replace(bad if failed else good, stdout=printed))
             self.arrived += [*triggers_within(self.case, key), end]
 
     def collect(self):
@@ -430,6 +434,14 @@ def check_whole(case, world, left, before, triggered, ev):
     for task in ev.tasks():
         numbers = [attempt.number for attempt in task.attempts]
         assert numbers == list(range(1, task.attempt + 1))
+        for attempt in task.attempts:
+            called = attempt.ended_at and not (attempt.error or "").startswith("ResultError")
+            if called and task.replay != "skip":
+                printed = world.printed[(task.step, task.sequence), attempt.number]
+                assert attempt.stdout in printed
+            else:
+                assert attempt.stdout is None
+        assert task.stdout == (task.attempts[-1].stdout if task.attempts else None)
     events = [(int(event.event[1:]), event.sequence) for event in ev.events()]
     assert collections.Counter(events) == collections.Counter(raised)
 
