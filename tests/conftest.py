@@ -13,6 +13,9 @@ import pytest
 
 import eventor
 
+# It would hide what is lost in a buffer.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 
 def pytest_addoption(parser):
     """Let the proofs of durability run for longer."""

@@ -183,23 +183,31 @@ def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, step_is_dea
 
 
 def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path):
-    """Else this would wait for its end in vain, and for the grace period."""
-    done = tmp_path / "done"
+    """One waits for the SIGTERM of the late one, which waits for the end of the one after that."""
+    told = tmp_path / "told"
     ev = make(config={"max_concurrent": 2})
     go, then = ev.add_event("go"), ev.add_event("then")
+    query = "SELECT status FROM eventor_task WHERE step = 'last'"
 
-    def obey():
-        signal.signal(signal.SIGTERM, lambda *_: wait_until(done.exists) or os._exit(0))
-        (tmp_path / "new").touch()
+    def obey(*_):
+        told.touch()
+        wait_until(lambda: sql(tmp_path / "flow.db", query) == [("success",)])
+        os._exit(0)
+
+    def late():
+        signal.signal(signal.SIGTERM, obey)
         time.sleep(FOREVER)
 
-    ev.add_assoc(go, ev.add_step("late", obey, config={"timeout": 0.3}))
-    ev.add_assoc(go, ev.add_step("waits", time.sleep, (0.5,), triggers={"at_success": then}))
-    ev.add_assoc(then, ev.add_step("last", done.touch))
+    def waits():
+        wait_until(told.exists)
+
+    ev.add_assoc(go, ev.add_step("late", late, config={"timeout": 2}))
+    ev.add_assoc(go, ev.add_step("waits", waits, triggers={"at_success": then}))
+    ev.add_assoc(then, ev.add_step("last", int))
     ev.trigger_event(go)
     assert ev() is False
     assert statuses(ev) == {"late[1]": "failure", "waits[1]": "success", "last[1]": "success"}
-    assert errors(ev)[0] == TOLD
+    assert errors(ev)[0] == TOLD.replace("0.3", "2")
     late, _waits, last = ev.tasks()
     assert late.ended_at > last.ended_at
 
