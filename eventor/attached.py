@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventor import drift
-from eventor.config import read_word, unknown
-from eventor.errors import ConfigError, DefinitionError, RecoveryError, UsageError
+from eventor.config import read_run_name, read_word, unknown
+from eventor.errors import DefinitionError, RecoveryError, UsageError
 from eventor.flow import read_sequence
 from eventor.owner import process_of
 from eventor.store import Store, locate
@@ -32,8 +32,7 @@ def attach(store: str | os.PathLike[str], name: str = "") -> Attached:
         StoreError: the store cannot be used, or is of an earlier schema; it is left as it was.
         RecoveryError: there is no such store, or no run of that name in it.
     """
-    if not isinstance(name, str) or not name.isprintable():
-        raise ConfigError(f"the name is {name!r}; expected a str of printable characters")
+    read_run_name(name)
     opened = Store(locate(store), attaching=True)
     try:
         opened.find(name)

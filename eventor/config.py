@@ -9,7 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from eventor.errors import ConfigError
 
@@ -48,8 +48,12 @@ def _construct(value: object) -> type[Any]:
     return value
 
 
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not _is_whole(value):
         raise ValueError("a whole number; below 1 means no limit")
     return value
 
@@ -57,7 +61,7 @@ def _count(value: object) -> int:
 def _tasks(value: object) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise ValueError("a whole number, at least 1, or None for no limit")
     return int(value)
 
@@ -68,22 +72,27 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _seconds(value: object) -> float:
+def _finite(value: object) -> float | None:
+    """Return a number as a float; None for what is no finite one."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
-            seconds = float(value)
-            if math.isfinite(seconds) and seconds >= 0:
-                return seconds
-    raise ValueError("a finite number of seconds, not below 0")
+            number = float(value)
+            return number if math.isfinite(number) else None
+    return None
+
+
+def _seconds(value: object) -> float:
+    if (seconds := _finite(value)) is None or seconds < 0:
+        raise ValueError("a finite number of seconds, not below 0")
+    return seconds
 
 
 def _timeout(value: object) -> float | None:
     if value is None:
         return None
-    with contextlib.suppress(ValueError):
-        if (seconds := _seconds(value)) > 0:
-            return seconds
-    raise ValueError("a finite number of seconds above 0, or None for no limit")
+    if (seconds := _finite(value)) is None or seconds <= 0:
+        raise ValueError("a finite number of seconds above 0, or None for no limit")
+    return seconds
 
 
 def _lease(value: object) -> float:
@@ -113,24 +122,21 @@ def read_delay(value: object) -> float:
 
 
 def _integer(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not _is_whole(value):
         raise ValueError("a whole number; the higher, the sooner")
     return int(value)
 
 
 def _attempts(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise ValueError("a whole number, at least 1")
     return int(value)
 
 
 def _factor(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            factor = float(value)
-            if math.isfinite(factor) and factor > 0:
-                return factor
-    raise ValueError("a finite number above 0")
+    if (factor := _finite(value)) is None or factor <= 0:
+        raise ValueError("a finite number above 0")
+    return factor
 
 
 def _exceptions(value: object) -> tuple[type[BaseException], ...] | None:
@@ -147,8 +153,7 @@ def _amounts(value: object) -> dict[str, int]:
         isinstance(name, str)
         and name.strip()
         and name.isprintable()
-        and isinstance(much, int)
-        and not isinstance(much, bool)
+        and _is_whole(much)
         and much >= 0
         for name, much in value.items()
     ):
@@ -316,12 +321,23 @@ def read_level(given: object) -> int:
     Raises:
         ConfigError: it is neither.
     """
-    if isinstance(given, int) and not isinstance(given, bool):
+    if _is_whole(given):
         return int(given)
     level = logging.getLevelNamesMapping().get(given) if isinstance(given, str) else None
     if level is None:
         raise ConfigError(f"logging_level is {given!r}; expected a level such as logging.INFO")
     return level
+
+
+def read_run_name(given: object) -> str:
+    """Return the name of a run.
+
+    Raises:
+        ConfigError: it is no str, or not of printable characters.
+    """
+    if not isinstance(given, str) or not given.isprintable():
+        raise ConfigError(f"the name is {given!r}; expected a str of printable characters")
+    return given
 
 
 def read_max_loops(given: object) -> int | None:
@@ -330,7 +346,7 @@ def read_max_loops(given: object) -> int | None:
     Raises:
         ConfigError: it is neither that nor a number above 0.
     """
-    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0):
+    if given is None or (_is_whole(given) and given > 0):
         return given
     raise ConfigError(f"max_loops is {given!r}; expected a whole number above 0, or None")
 

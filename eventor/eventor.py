@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import check, drift, inside
-from eventor.config import read_config, read_level, read_max_loops, read_word, unknown
+from eventor.config import (
+    read_config,
+    read_level,
+    read_max_loops,
+    read_run_name,
+    read_word,
+    unknown,
+)
 from eventor.errors import (
     ConfigError,
     DefinitionError,
@@ -32,6 +39,7 @@ from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
 from eventor.owner import has_ended
 from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, is_skip
+from eventor.requests import Requests
 from eventor.signals import Signals
 from eventor.store import Store, locate
 from eventor.types import (
@@ -101,8 +109,7 @@ class Eventor:
     ) -> None:
         caller = sys._getframe(1)  # noqa: SLF001 (the store is named after the calling script)
         _refuse_reimport(caller)
-        if not isinstance(name, str) or not (name.isprintable()):
-            raise ConfigError(f"the name is {name!r}; expected a str of printable characters")
+        read_run_name(name)
         self._config = read_config(config)
         level = read_level(logging_level)
         mode = read_word(RunMode, run_mode, "run_mode")
@@ -431,15 +438,14 @@ class Eventor:
             raise UsageError("ev() is running; what it would do cannot be told before it ends")
         try:
             again, changed = (self._again, []) if self._resumed else self._look_back()
-            requests = self._ledger.requests()
-            asked = [request.trigger for request in requests if request.trigger is not None]
-            stops = [r for r in requests if r.trigger is None and r.recovery == self.recovery]
+            requests = Requests(self._flow, self._ledger, 0)
+            asked = requests.look(_now())
             changes = self._plan.foresee(
                 [*self._inbox.peek(), *self._defined(again)],
-                self._defined(asked),
+                asked,
                 lambda task: task.step in failed,
                 _now(),
-                stopped=self._inbox.stopped_by is not None or bool(stops),
+                stopped=(self._inbox.stopped_by or requests.stopped_by) is not None,
             )
         finally:
             self._running.release()

@@ -28,7 +28,7 @@ from eventor.rows import (
     sequence_of,
     task_key,
 )
-from eventor.store import Store, latest_run, say_names
+from eventor.store import Store, is_held, latest_recovery, latest_run, say_names
 from eventor.types import (
     Cause,
     CauseKind,
@@ -99,7 +99,7 @@ def begin_recovery(
                 f"run {run_id} has no recovery {base} to recover from; "
                 f"it has {', '.join(map(str, sorted(parents)))}"
             )
-        keeper = _refuse_owned(connection, run_id, latest, now)
+        keeper = _refuse_owned(connection, run_id, now)
         lineage = tuple(_lineage(parents, base))
         _insert_recovery(connection, run_id, latest + 1, base, claim, lease_seconds, now, keeper)
         return Ledger(store, claim, run_id, latest + 1, lineage, keeper)
@@ -118,7 +118,7 @@ def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -
             return _begin(connection, store, claim, name, lease_seconds, now)
         parents = _parents(connection, run_id)
         latest = max(parents)
-        keeper = _refuse_owned(connection, run_id, latest, now)
+        keeper = _refuse_owned(connection, run_id, now)
         connection.execute(
             update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
             _owned(claim, lease_seconds, now),
@@ -280,16 +280,7 @@ class Ledger:
 
     def definition_before(self) -> Any:
         """Return the definition that the recoveries before this one recorded last, or None."""
-        columns = schema.definition.c
-        query = (
-            select(columns.definition)
-            .where(columns.run_id == self.run_id, columns.recovery.in_(self._lineage))
-            .order_by(columns.recovery.desc())
-            .limit(1)
-        )
-        with self._store.reading("read the definition") as connection:
-            written = connection.scalar(query)
-            return None if written is None else json.loads(written)
+        return self._store.definition(self.run_id, self._lineage)
 
     def define(self, definition: Mapping[str, Iterable[Any]]) -> None:
         """Take note of the flow's definition for the next `record`, if it is not recorded yet."""
@@ -447,13 +438,7 @@ class Ledger:
         row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(now)}
         if connection.exec_driver_sql(texts.renew, row).rowcount:
             return
-        query = (
-            select(schema.recovery)
-            .where(schema.recovery.c.run_id == self.run_id)
-            .order_by(schema.recovery.c.recovery.desc())
-            .limit(1)
-        )
-        latest = connection.execute(query).one_or_none()
+        latest = connection.execute(latest_recovery(self.run_id)).one_or_none()
         here = f"recovery {self.recovery} of run {self.run_id} in {self._store.location}"
         if latest is None or latest.recovery == self.recovery:
             raise OwnershipError(f"{here} is not owned by this Eventor any more")
@@ -550,28 +535,24 @@ def _owned(claim: Owner, lease_seconds: float, now: datetime) -> dict[str, Any]:
     }
 
 
-def _refuse_owned(connection: Connection, run_id: int, latest: int, now: datetime) -> Owner | None:
+def _refuse_owned(connection: Connection, run_id: int, now: datetime) -> Owner | None:
     """Return the keeper of a run that nobody owns, if it has had one; it may be at work yet.
 
     Raises:
         OwnershipError: the owner of its latest recovery lives.
     """
-    columns = schema.recovery.c
-    row = connection.execute(
-        select(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest)
-    ).one()
-    running = False if row.owner_pid is None else owner.is_running(owner_of(row))
-    lease = row.lease_seconds or 0.0
-    if not owner.holds(running, row.heartbeat_at, lease, now):
+    row = connection.execute(latest_recovery(run_id)).one()
+    if not is_held(row, now):
         if row.keeper_pid is None:
             return None
         return Owner(str(row.owner_host), int(row.keeper_pid), str(row.keeper_began))
-    held = f"run {run_id} is owned by {owner_of(row)}, in its recovery {latest}, and cannot be "
-    if running is None:
+    by = owner_of(row)
+    held = f"run {run_id} is owned by {by}, in its recovery {row.recovery}, and cannot be "
+    if owner.is_running(by) is None:
         seen = max(0.0, (now - row.heartbeat_at).total_seconds())
         raise OwnershipError(
             f"{held}recovered yet: that process cannot be looked at from here, was heard of "
-            f"{seen:.1f} s ago, and counts as dead after {lease:g} s"
+            f"{seen:.1f} s ago, and counts as dead after {row.lease_seconds or 0.0:g} s"
         )
     if row.owner_pid == os.getpid():
         raise OwnershipError(f"{held}recovered: that is this program, which has to close it first")

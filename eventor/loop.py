@@ -17,11 +17,11 @@ import os
 import signal
 import threading
 from collections import deque
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from eventor.data import lacking
-from eventor.plan import TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
+from eventor.plan import NEVER, TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
 from eventor.requests import Requests
 from eventor.task import describe
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
@@ -42,8 +42,6 @@ _SHORTEST_WAIT = 0.01
 """Seconds; a `sleep_between_loops` of 0 must not keep a core busy."""
 
 _BEATS_PER_LEASE = 3
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 _UNWRITTEN_WAIT = timedelta(seconds=0.05)
 """How long a pid waits to be written with something else."""
@@ -168,7 +166,7 @@ class Loop:
         self._launcher = launcher
         self._clock = clock
         self._beat = timedelta(seconds=lease / _BEATS_PER_LEASE)
-        self._heard_of = _NEVER
+        self._heard_of = NEVER
         longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
         self._sleep = max(_SHORTEST_WAIT, longest)
         self._requests = Requests(flow, ledger, max(_SHORTEST_WAIT, sleep))

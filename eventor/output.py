@@ -49,7 +49,7 @@ def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
     Raises:
         OSError: there is no descriptor left, or nobody takes the ends.
     """
-    _flush()
+    flush()
     with contextlib.ExitStack() as restored:
         ends = []
         for number in (1, 2):
@@ -64,11 +64,11 @@ def captured(hand_over: Callable[[list[int]], None]) -> Iterator[None]:
             for _reading, writing, number in ends:
                 os.dup2(writing, number)
         # Anew, and by lines, so that what was printed is out when the process is killed.
-        restored.callback(_flush)
+        restored.callback(flush)
         for number, name in enumerate(STREAMS, 1):
             restored.callback(setattr, sys, name, getattr(sys, name))
             setattr(sys, name, _text_on(number))
-        restored.callback(_flush)
+        restored.callback(flush)
         yield
 
 
@@ -105,7 +105,8 @@ def _text_on(number: int) -> object:
     )
 
 
-def _flush() -> None:
+def flush() -> None:
+    """Show what was printed, as the end of a process does."""
     for name in STREAMS:
         with contextlib.suppress(Exception):
             getattr(sys, name).flush()

@@ -191,6 +191,9 @@ Change = (
     | TaskInterrupted
 )
 
+NEVER = datetime.min.replace(tzinfo=UTC)
+"""Before all times."""
+
 _SKIPPED_THROUGH = (
     StepTriggers.at_ready,
     StepTriggers.at_active,
@@ -253,7 +256,7 @@ class Plan:
         self._standing_due: Mapping[Wait, datetime] = {}
         self._standing_seen = 0
         self._changes: list[Change] = []
-        self._now = datetime.min.replace(tzinfo=UTC)
+        self._now = NEVER
         self._stopping = False
         self.all_handled = True
         """Whether every failure so far was handled by its step's triggers."""

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import logging
 import math
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventor.config import unknown
-from eventor.plan import EventRaised
+from eventor.plan import NEVER, EventRaised
 from eventor.rows import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
+    from datetime import datetime
 
     from eventor.flow import Flow
     from eventor.ledger import Ledger
     from eventor.logs import Journal
     from eventor.plan import Change, Trigger
     from eventor.rows import Request
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Requests:
@@ -39,7 +37,7 @@ class Requests:
         self._flow = flow
         self._ledger = ledger
         self._seconds = seconds
-        self._looked_at = _NEVER
+        self._looked_at = NEVER
         self._looked = False
         self._taken: list[Request] = []
         self._refused: set[int] = set()
@@ -98,7 +96,7 @@ class Requests:
         """
         if (self._looked and not changes) or not self._ledger.shared:
             return True
-        self._looked_at = _NEVER
+        self._looked_at = NEVER
         return False
 
     def seconds_left(self, now: datetime) -> float:

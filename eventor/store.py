@@ -42,7 +42,7 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection, Select
@@ -173,7 +173,7 @@ class Store:
         """
         runs, recoveries = schema.run.c, schema.recovery.c
         with self.reading("find a run") as connection:
-            latest = connection.scalar(select(func.max(runs.run_id)).where(runs.name == name))
+            latest = connection.scalar(latest_run(name))
             if latest is None:
                 raise RecoveryError(
                     f"there is nothing to attach to: the store {self.location} has no run "
@@ -222,15 +222,13 @@ class Store:
             for rows in of_runs
         ]
 
-    def definition(self, run_id: int) -> Any:
-        """Return the definition that a run has recorded last, or None."""
+    def definition(self, run_id: int, recoveries: Collection[int] | None = None) -> Any:
+        """Return the definition that a run, or some of its recoveries, recorded last, or None."""
         columns = schema.definition.c
-        query = (
-            select(columns.definition)
-            .where(columns.run_id == run_id)
-            .order_by(columns.recovery.desc())
-            .limit(1)
-        )
+        query = select(columns.definition).where(columns.run_id == run_id)
+        if recoveries is not None:
+            query = query.where(columns.recovery.in_(recoveries))
+        query = query.order_by(columns.recovery.desc()).limit(1)
         with self.reading("read the definition") as connection:
             written = connection.scalar(query)
             return None if written is None else json.loads(written)
@@ -294,7 +292,7 @@ class Store:
     ) -> bool:
         """Record that a process asks a run to raise an event; tell whether its owner lives."""
         with self.writing("record a trigger") as connection:
-            latest = _latest_recovery(connection, run_id)
+            latest = connection.execute(latest_recovery(run_id)).one()
             asked = {"event": event, **typed(sequence)}
             _insert_request(connection, latest, RequestKind.trigger, asked, by, now)
             return is_held(latest, now)
@@ -302,7 +300,7 @@ class Store:
     def ask_to_stop(self, run_id: int, by: Owner, now: datetime) -> bool:
         """Record that a process asks the owner of a run to stop, if that lives; tell whether."""
         with self.writing("record a request to stop") as connection:
-            latest = _latest_recovery(connection, run_id)
+            latest = connection.execute(latest_recovery(run_id)).one()
             held = is_held(latest, now)
             if held:
                 _insert_request(connection, latest, RequestKind.stop, {}, by, now)
@@ -379,12 +377,6 @@ def _insert_request(
     connection.execute(insert(schema.request), row)
 
 
-def _latest_recovery(connection: Connection, run_id: int) -> Row:
-    columns = schema.recovery.c
-    query = select(schema.recovery).where(columns.run_id == run_id)
-    return connection.execute(query.order_by(columns.recovery.desc()).limit(1)).one()
-
-
 def is_held(latest: Row, now: datetime) -> bool:
     """Tell whether the owner of the latest recovery of a run lives."""
     running = False if latest.owner_pid is None else owner.is_running(owner_of(latest))
@@ -401,6 +393,13 @@ def _owner_status(row: Row, latest: int, now: datetime) -> OwnerStatus:
 def latest_run(name: str) -> Select[Any]:
     """Return the query for the number of the latest run of that name."""
     return select(func.max(schema.run.c.run_id)).where(schema.run.c.name == name)
+
+
+def latest_recovery(run_id: int) -> Select[Any]:
+    """Return the query for the row of the latest recovery of a run."""
+    columns = schema.recovery.c
+    query = select(schema.recovery).where(columns.run_id == run_id)
+    return query.order_by(columns.recovery.desc()).limit(1)
 
 
 def say_names(connection: Connection) -> str:

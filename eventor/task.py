@@ -40,7 +40,7 @@ from eventor import inside, keeper
 from eventor.config import StepConfig
 from eventor.data import Placeholder, ResultOf, lacking, resolve
 from eventor.errors import EventorError, UsageError
-from eventor.output import STREAMS, captured
+from eventor.output import STREAMS, captured, flush
 from eventor.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
@@ -566,13 +566,6 @@ def _tell_by_environment(call: Call, origin: Origin) -> None:
     os.environb[b"EVENTOR_STEP_NAME"] = call.step.encode()
     os.environb[b"EVENTOR_STEP_SEQUENCE"] = str(call.sequence).encode()
     os.environb[b"EVENTOR_STEP_RECOVERY"] = b"%d" % origin.recovery
-
-
-def flush() -> None:
-    """Show what was printed, as the end of a process does."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
 
 
 def _lead_session(origin: Origin) -> None:

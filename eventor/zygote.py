@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventor import keeper, task
 from eventor.fork import unwarned
+from eventor.output import flush
 from eventor.owner import is_running, process_of
 from eventor.signals import blocked
 
@@ -120,7 +121,7 @@ class Zygote:
         self._offspring: dict[int, Offspring] = {}
         owner = os.getpid()
         self._control, its = task.pipe()
-        task.flush()  # or what is not yet written would be written by both
+        flush()  # or what is not yet written would be written by both
         try:
             with unwarned(), blocked(signal.valid_signals()) as before:
                 self.pid = os.fork()

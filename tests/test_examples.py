@@ -26,6 +26,17 @@ def run(example, *arguments, cwd):
     )
 
 
+def start(example, *arguments, cwd):
+    """Start an example in a session of its own, to be killed."""
+    return subprocess.Popen(
+        [sys.executable, EXAMPLES / example, *arguments],
+        cwd=cwd,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 @pytest.fixture
 def library(tmp_path):
     """A small library: enough packages to be killed in the middle of."""
@@ -62,14 +73,7 @@ def test_the_report_counts_what_is_there(tmp_path, library):
 
 def test_the_report_of_a_killed_run_is_the_same_and_repeats_nothing(tmp_path, library):
     whole = run("stdlib_report.py", "--library", library, "--out", "whole", cwd=tmp_path)
-    command = [EXAMPLES / "stdlib_report.py", "--library", library, "--jobs", "2"]
-    killed = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    killed = start("stdlib_report.py", "--library", library, "--jobs", "2", cwd=tmp_path)
     log = tmp_path / "stdlib_report" / "measured.log"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -107,14 +111,7 @@ def test_a_backup_is_packed_and_checked(tmp_path, library):
 
 
 def test_a_backup_that_was_killed_goes_on_and_finds_what_was_damaged(tmp_path, library):
-    command = [EXAMPLES / "backup.py", "--source", library, "--wait", "3600"]
-    killed = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=tmp_path,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    killed = start("backup.py", "--source", library, "--wait", "3600", cwd=tmp_path)
     log = tmp_path / "backup/packed.log"
     wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 13)
     query = "SELECT count(*) FROM eventor_task WHERE step = 'pack' AND status = 'success'"
