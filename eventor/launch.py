@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
+from eventor.display import Display
 from eventor.errors import EventorError, LaunchError
 from eventor.fork import unwarned, warn_of_threads
 from eventor.keeper import Keeper, kill_sessions
@@ -117,6 +119,14 @@ class Launcher:
         """Whether any of its workers has not ended yet, or is still to come."""
         coming = self._zygote is not None and self._zygote.asked > 0
         return bool(self._workers) or (coming and not self._retired)
+
+    def shows(self, *, patient: bool) -> bool:
+        """Whether there is output of steps that who reads the program's own has not taken yet.
+
+        Args:
+            patient: whether one who takes nothing for a while is waited for.
+        """
+        return self._outputs.shows(math.inf if patient else GRACE_SECONDS)
 
     def prepare(self) -> int | None:
         """Make sure that no process outlives this one; to be called before any is recorded.
@@ -232,8 +242,8 @@ class Launcher:
         for key, _events in self._selector.select(seconds):
             if isinstance(key.data, Zygote):
                 self._hear_zygote(key.data)
-            elif isinstance(key.data, Output):
-                self._outputs.read(key.data)
+            elif isinstance(key.data, Output | Display):
+                self._outputs.heed(key.data)
             elif (worker := key.data) is not None:
                 self._ready[worker] = self._ready.get(worker, False) or key.fd == worker.sentinel
 

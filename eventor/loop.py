@@ -251,7 +251,9 @@ class Loop:
         if not self._plan.idle or self._inbox or failed or self._linger_left(now):
             return False
         self._launcher.finish()
-        return not self._launcher.busy
+        # A signal is not to wait for a reader of the program's output that may never read on.
+        patient = self._inbox.stopped_by is None
+        return not (self._launcher.busy or self._launcher.shows(patient=patient))
 
     def _seconds_to_wait(self) -> float:
         now = self._clock()

@@ -2,10 +2,11 @@
 
     step's process                                owner
     --------------                                -----
-    descriptors 1 and 2  -- a pipe for each -->   Output: shown, and its tail kept
+    descriptors 1 and 2  -- a pipe for each -->   Output: its tail kept, and shown by a Display
 
 The owner holds the reading ends, so what was written before the process dies, in whatever way, is
-there. A pipe that is full makes the step wait, not the owner.
+there. A pipe that is full makes the step wait, not the owner; so does a program's own output that
+nobody reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import selectors
 import sys
 from typing import TYPE_CHECKING
 
+from eventor.display import Display
 from eventor.types import storable
 
 if TYPE_CHECKING:
@@ -117,17 +119,17 @@ class Output:
 
     Args:
         descriptor: the reading end; it is closed with this.
-        name: the stream, *stdout* or *stderr*.
+        display: where it is shown.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int, display: Display) -> None:
         os.set_inheritable(descriptor, False)
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
-        self._name = name
+        self.display = display
         self._tail = bytearray()
         self._cut = False
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.ended = False
         """Whether all who could write have ended."""
 
@@ -153,7 +155,7 @@ class Output:
         self._tail += data
         self._cut = self._cut or len(self._tail) > KEPT_BYTES
         del self._tail[:-KEPT_BYTES]
-        self._show(self._decoder.decode(data, final=self.ended))
+        self._show(data, final=self.ended)
         return not self.ended
 
     def read_all(self) -> None:
@@ -164,16 +166,12 @@ class Output:
 
     def close(self) -> None:
         """Close this end; who still writes gets a signal, or an error."""
-        self._show(self._decoder.decode(b"", final=True))
+        self._show(b"", final=True)
         os.close(self._descriptor)
 
-    def _show(self, text: str) -> None:
-        if text:
-            # That it cannot be shown is no failure of the step.
-            with contextlib.suppress(Exception):
-                stream = getattr(sys, self._name)
-                stream.write(text)
-                stream.flush()
+    def _show(self, data: bytes, *, final: bool) -> None:
+        if text := self._decoder.decode(data, final=final):
+            self.display.show(text)
 
 
 class Outputs:
@@ -185,15 +183,19 @@ class Outputs:
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
+        self._displays: tuple[Display, ...] = ()
+        self._held: set[Display] = set()
         self._open: dict[Output, None] = {}
         self._left: dict[Output, None] = {}
 
     def listen(self, descriptors: tuple[int, ...]) -> tuple[Output, ...]:
         """Read what comes by these from now on; empty if they are none that can be read."""
+        if not self._displays:
+            self._displays = tuple(Display(name, self._selector) for name in STREAMS)
         try:
             outputs = tuple(
-                Output(descriptor, name)
-                for descriptor, name in zip(descriptors, STREAMS, strict=True)
+                Output(descriptor, display)
+                for descriptor, display in zip(descriptors, self._displays, strict=True)
             )
             for output in outputs:
                 self._selector.register(output, selectors.EVENT_READ, output)
@@ -204,12 +206,24 @@ class Outputs:
                 os.close(descriptor)
             return ()
         self._open.update(dict.fromkeys(outputs))
+        for output in outputs:
+            if output.display in self._held:
+                self._selector.unregister(output)
         return outputs
 
-    def read(self, output: Output) -> None:
-        """Read what has come in of one, until all who could write have ended."""
-        output.read()
-        self._drop_ended(output)
+    def heed(self, ready: Output | Display) -> None:
+        """Read what has come in of one, until all who could write have ended; or show more."""
+        display = ready if isinstance(ready, Display) else ready.display
+        if isinstance(ready, Display):
+            ready.write()
+        elif display not in self._held:  # else it was ready in the same moment
+            ready.read()
+            self._drop_ended(ready)
+        self._hold_back(display)
+
+    def shows(self, seconds: float) -> bool:
+        """Whether something waits to be shown whose reader has not been idle for so long."""
+        return any(display.full and display.stalled_for < seconds for display in self._displays)
 
     def take(self, outputs: tuple[Output, ...]) -> Iterator[str]:
         """Yield the tails of what a task has written that has ended."""
@@ -222,6 +236,8 @@ class Outputs:
                 self._left[output] = None
         while len(self._left) > _LEFT_AT_ONCE:
             self._drop(next(iter(self._left)))
+        for display in self._displays:
+            self._hold_back(display)
 
     def leave(self) -> None:
         """Close them in a process that was forked from the one that reads."""
@@ -234,13 +250,27 @@ class Outputs:
             output.read_all()
             output.close()
         self._open.clear()
+        for display in self._displays:
+            display.close()
+
+    def _hold_back(self, display: Display) -> None:
+        """Read no more for a display while something waits there; the steps then wait too."""
+        if display.full is (display in self._held):
+            return
+        self._held ^= {display}
+        for output in self._open:
+            if output.display is display and display.full:
+                self._selector.unregister(output)
+            elif output.display is display:
+                self._selector.register(output, selectors.EVENT_READ, output)
 
     def _drop_ended(self, output: Output) -> None:
         if output.ended:
             self._drop(output)
 
     def _drop(self, output: Output) -> None:
-        self._selector.unregister(output)
+        if output.display not in self._held:
+            self._selector.unregister(output)
         del self._open[output]
         self._left.pop(output, None)
         output.close()

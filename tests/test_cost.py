@@ -125,6 +125,9 @@ class Launcher:
         self.waits, self.running = waits, []
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
 
+    def shows(self, *, patient):
+        return False
+
     def prepare(self):
         return None
 

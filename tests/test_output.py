@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import pty
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ import pytest
 import eventor as evr
 from eventor import launch
 from eventor.task import Captured
-from tests.conftest import wait_until
+from tests.conftest import sql, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [
@@ -169,6 +171,170 @@ def test_it_is_shown_while_the_step_runs(line, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdout", Shown())
     assert line(step)() is True
     assert sys.stdout.getvalue() == "now\n"
+
+
+FLOOD = """
+    import os, pathlib, subprocess, sys, time
+    import eventor as evr
+
+    def flood():
+        for _ in range(300):
+            os.write(1, b"x" * 1000)
+        os.write(1, b"the last words")
+
+    def sleep():
+        time.sleep(600)
+
+    def say():
+        pathlib.Path("said").touch()
+
+    with evr.Eventor(store="flow.db", config={"logdir": ".", "max_concurrent": 2}) as ev:
+        go, late = ev.add_event("go"), ev.add_event("late")
+        config = {"capture_output": True, **eval(sys.argv[1])}
+        ev.add_assoc(go, ev.add_step("flood", flood, config=config))
+        late_config = {"timeout": 0.2}
+        late = ev.add_step("sleep", sleep, config=late_config, triggers={"at_failure": late})
+        ev.add_assoc(go, late)
+        ev.add_assoc(late.failure, ev.add_step("say", say))
+        ev.trigger_event(go)
+        sys.exit(ev() is not True)
+"""
+
+
+def test_a_reader_who_stalls_holds_up_what_he_reads_and_nothing_else(start, tmp_path):
+    """All comes to him in the end, and is waited for."""
+    process = start(FLOOD, "{}")
+    wait_until((tmp_path / "said").exists)
+    assert process.poll() is None
+    shown, errors = process.communicate(timeout=30)
+    assert (process.returncode, shown) == (0, "x" * 300_000 + "the last words"), errors
+
+
+def test_a_timeout_is_not_held_up_by_a_reader_who_stalls(start, tmp_path):
+    process = start(FLOOD, "{'timeout': 1}")
+    store = tmp_path / "flow.db"
+    wait_until((tmp_path / "said").exists)
+    wait_until(
+        lambda: ("failure",) in sql(store, "SELECT status FROM eventor_task WHERE step = 'flood'")
+    )
+    assert process.poll() is None
+    shown, _errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert set(shown) == {"x"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, number):
+    """The first lets the steps end, of which one waits for that reader; the second ends it."""
+    process = start(FLOOD, "{}")
+    wait_until((tmp_path / "said").exists)
+    process.send_signal(number)
+    wait_until(lambda: "Stopping by SIG" in (tmp_path / "program.debug.log").read_text())
+    process.send_signal(number)
+    assert process.wait(timeout=30) == -number
+
+
+def test_after_a_signal_a_reader_who_stalls_is_not_waited_for(start, tmp_path):
+    """What the step has written is kept all the same."""
+    process = start(FLOOD.replace("range(300)", "range(120)"), "{}")
+    wait_until((tmp_path / "said").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == -signal.SIGTERM
+    (kept,) = sql(tmp_path / "flow.db", "SELECT stdout FROM eventor_task WHERE step = 'flood'")
+    assert kept[0].endswith("x" * 1000 + "the last words")
+
+
+def test_a_reader_who_has_gone_harms_nobody(start, tmp_path):
+    process = start(FLOOD, "{}")
+    process.stdout.close()
+    process.stdout = None
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "file"])
+def test_what_steps_write_comes_through_whole_and_in_order(tmp_path, kind):
+    """Bytes that are no text included, however slowly they are read."""
+    code = f"""if True:
+        import os, sys
+        import eventor as evr
+
+        def flood(number):
+            data = b"%d\\xff\\xc3" % number + "ü".encode()
+            for _ in range(500):
+                os.write(1, data * 100)
+            print("end", number)
+
+        print("begin")
+        config = {{"logdir": {str(tmp_path)!r}}}
+        with evr.Eventor(store=":memory:", config=config) as ev:
+            go = ev.add_event("go")
+            for number in range(3):
+                step = ev.add_step(str(number), flood, (number,), config={{"capture_output": True}})
+                ev.add_assoc(go, step)
+            ev.trigger_event(go)
+            ev()
+        print("end")
+    """
+    if kind == "socket":
+        reading, writing = (end.detach() for end in socket.socketpair())
+    elif kind == "terminal":
+        reading, writing = pty.openpty()
+        tty.setraw(writing)
+    elif kind == "pipe":
+        reading, writing = os.pipe()
+    else:
+        writing = os.open(tmp_path / "shown", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        reading = os.open(tmp_path / "shown", os.O_RDONLY)
+    process = subprocess.Popen([sys.executable, "-W", "error", "-c", code], stdout=writing)
+    os.close(writing)
+    if kind == "file":
+        assert process.wait(timeout=60) == 0
+    shown = b""
+    # A terminal whose other side has gone is read with an error.
+    with contextlib.suppress(OSError):
+        while part := os.read(reading, 1000):
+            shown += part
+    os.close(reading)
+    assert process.wait(timeout=60) == 0
+    floods = [b"%d\xff\xc3\xc3\xbc" % number * 50_000 + b"end %d\n" % number for number in range(3)]
+    assert shown == b"begin\n" + b"".join(floods) + b"end\n"
+
+
+def test_what_the_program_cannot_encode_is_shown_with_escapes(script):
+    ran = script(
+        r"""
+        import os
+        import eventor as evr
+
+        def step():
+            print("before, ä€\n", end="after\n")
+            os.write(1, b"\xff\n")
+
+        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("s", step, config={"capture_output": True}))
+            ev.trigger_event(go)
+            ev()
+            assert ev.tasks()[0].stdout == "before, ä€\nafter\n\ufffd\n"
+        """,
+        PYTHONIOENCODING="ascii",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "before, \\xe4\\u20ac\nafter\n\\udcff\n"
+
+
+class Narrow(io.StringIO):
+    encoding = "ascii"
+
+    def write(self, text):
+        text.encode("ascii")
+        return super().write(text)
+
+
+def test_what_an_object_for_a_stream_cannot_encode_is_shown_with_escapes(captured, monkeypatch):
+    monkeypatch.setattr("sys.stdout", Narrow())
+    assert captured(lambda: print("ü")).stdout == "ü\n"
+    assert sys.stdout.getvalue() == "\\xfc\n"
 
 
 class Broken(io.StringIO):

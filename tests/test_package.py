@@ -35,6 +35,7 @@ FLOORS = [
     "signals",
     "keeper",
     "inside",
+    "display",
     "output",
     "task",
     "worker",

@@ -171,6 +171,9 @@ class World:
 
     busy = False
 
+    def shows(self, *, patient):
+        return False
+
     def prepare(self):
         self.point()
 
