@@ -444,16 +444,15 @@ class Launcher:
             worker.outputs = self._outputs.listen(message.descriptors)
         elif worker.key is None:
             return None
+        elif isinstance(message, task.Triggered):
+            cause = _by_step(worker.key, message.sequence)
+            return Trigger(message.event, message.sequence, cause)
         elif worker.is_late:
-            if isinstance(message, Outcome):
-                worker.dismiss()
-        elif isinstance(message, Outcome):
+            worker.dismiss()
+        else:
             end = self._end(worker, worker.key, message)
             self._take_back(worker)
             return end
-        else:
-            cause = _by_step(worker.key, message.sequence)
-            return Trigger(message.event, message.sequence, cause)
         return None
 
     def _end(self, worker: Worker, key: TaskKey, outcome: Outcome) -> TaskEnded:

@@ -118,6 +118,26 @@ def test_what_a_late_step_says_does_not_count(line, config, ends):
     assert ev.tasks()[0].traceback is None
 
 
+@pytest.mark.parametrize("config", CONSTRUCTS[:2])
+def test_what_a_late_step_triggers_before_it_is_dead_is_raised(make, config):
+    """So no trigger that has returned is lost, in whichever moment the time was over."""
+    ev = make(config=config)
+    go, said = ev.add_event("go"), ev.add_event("said")
+
+    def late():
+        signal.signal(signal.SIGTERM, lambda *_: evr.current().trigger(said) and os._exit(0))
+        time.sleep(FOREVER)
+
+    late = ev.add_step("late", late, config={"timeout": 0.3, "stop_on_exception": False})
+    ev.add_assoc(go, late)
+    ev.add_assoc(said, ev.add_step("next", int))
+    ev.trigger_event(go)
+    assert ev() is False
+    assert statuses(ev) == {"late[1]": "failure", "next[1]": "success"}
+    (raised,) = [one for one in ev.events() if one.event == "said"]
+    assert (raised.cause.kind, raised.cause.source) == ("step", "late")
+
+
 def test_an_end_that_came_in_time_counts_however_late_the_owner_looks(line, monkeypatch):
     ev = line((lambda: 7, 0.05))
     report = ev._journal.say
