@@ -547,12 +547,25 @@ def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
             return
         done += 1
         if job.most == done:
-            channel.end(outcome)
+            _tell(outcome, call, channel)
             return  # and the pipe stays open: what is logged while it ends still has a way
         flush()
         forward.take_over()  # again: the task may have changed it
-        channel.end(outcome)
+        _tell(outcome, call, channel)
         call = _next_call(channel, job)
+
+
+def _tell(outcome: Outcome, call: Call, channel: Channel) -> None:
+    """Send how a step ended; where there is no way for it, end, and so count as failed."""
+    try:
+        channel.end(outcome)
+    except OSError:
+        if not channel.whole:  # else the owner is gone, of whom nobody has to be told
+            told = "has closed the pipe by which its process says how it ended; it counts as failed"
+            step = f"{call.step}[{call.sequence}]"
+            with contextlib.suppress(OSError):
+                os.write(2, f"eventor: step {step} {told}\n".encode())
+        sys.exit(1)
 
 
 def _next_call(channel: Channel, job: Job) -> Call | None:

@@ -146,7 +146,7 @@ class Worker:
             told = "its process ended, with an exit code that something else has waited for,"
         else:
             told = f"its process ended with exit code {code}"
-        return failure(f"{told} before the step returned")
+        return failure(f"{told} before it said how the step ended")
 
     def end(self, number: int) -> None:
         """Send SIGTERM or SIGKILL to its group; to itself, where it does not lead one yet."""

@@ -158,9 +158,13 @@ def test_sys_exit_ends_a_step_by_its_code(run_one, code, error, construct):
         (signal.raise_signal, (signal.SIGTERM,), "killed by SIGTERM"),
         (signal.raise_signal, (40,), "killed by signal 40"),
         (signal.raise_signal, (signal.SIGUSR1,), "killed by SIGUSR1"),
-        (os._exit, (3,), "its process ended with exit code 3 before the step returned"),
-        (os._exit, (0,), "its process ended with exit code 0 before the step returned"),
-        (os.closerange, (3, 200), "its process ended with exit code 1 before the step returned"),
+        (os._exit, (3,), "its process ended with exit code 3 before it said how the step ended"),
+        (os._exit, (0,), "its process ended with exit code 0 before it said how the step ended"),
+        (
+            os.closerange,
+            (3, 200),
+            "its process ended with exit code 1 before it said how the step ended",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("default")
@@ -573,5 +577,7 @@ def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(script, tmp_path
             ev()
             print(ev.tasks()[0].error)
     """)
-    assert ran.stdout == "its process ended with exit code 1 before the step returned\n", ran.stderr
+    assert ran.stdout == "its process ended with exit code 1 before it said how the step ended\n"
+    assert "eventor: step s[1] has closed the pipe by which its process says how it" in ran.stderr
+    assert "Traceback" not in ran.stderr
     assert {path.read_bytes() for path in tmp_path.glob("*.txt")} == {b"mine\n"}
