@@ -491,7 +491,11 @@ class Eventor:
         called from any thread, and from a signal handler. While `ev()` does not run, it is kept
         for the next call. A first SIGINT or SIGTERM while `ev()` runs in the main thread does the
         same; a second one ends the running steps. Another process asks for it by `Attached.stop`.
+
+        Raises:
+            UsageError: this Eventor was made by another process; a step may trigger an event.
         """
+        self._check_process()
         self._inbox.stop()
 
     def tasks(
@@ -781,13 +785,16 @@ class Eventor:
         return _known(event, "event", self._flow.events)
 
     def _check_usable(self) -> None:
+        self._check_process()
+        if not self._release.alive:
+            raise UsageError(f"{self!r} is closed")
+
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise UsageError(
                 f"{self!r} belongs to process {self._pid} and cannot be used in another "
                 f"(here {os.getpid()}), for example inside a step"
             )
-        if not self._release.alive:
-            raise UsageError(f"{self!r} is closed")
 
     def _check_whole(self) -> None:
         if self._broken is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from eventor.config import Config, StepConfig, read_delay, read_step_config, unknown
 from eventor.data import ResultOf, placeholders, resolve
-from eventor.errors import DefinitionError, TriggerError
+from eventor.errors import DefinitionError, TriggerError, UsageError
 from eventor.expr import Atom, Expr, ExprLike, Gate, atoms, expression, postfix
 from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
 
@@ -48,6 +49,7 @@ class Step:
 
     Raises:
         DefinitionError: the program has defined an event of that name itself.
+        UsageError: it is first used in another process than the Eventor's, as inside a step.
 
     Attributes:
         name: unique among the steps of its Eventor.
@@ -145,6 +147,7 @@ class Flow:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._pid = os.getpid()
         self.events: dict[str, Event] = {}
         self.steps: dict[str, Step] = {}
         self.associated: dict[str, dict[Event | Step, None]] = {}
@@ -172,11 +175,17 @@ class Flow:
 
         Raises:
             DefinitionError: the program has defined an event of its name.
+            UsageError: this is another process, for example a step's; the run would not know it.
         """
         known = self._of_steps.get((step.name, transition))
         if known is not None:
             return known
         name = f"{step.name}.{transition.removeprefix('at_')}"
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"event {name!r} cannot be made in process {os.getpid()}, for example inside a "
+                f"step; ask for it once in the program's own, {self._pid}, before ev()"
+            )
         if name in self.events:
             raise DefinitionError(
                 f"step {step.name!r} cannot have its own event {name!r}: the program has defined "

@@ -245,13 +245,31 @@ def test_a_step_that_cannot_be_started_is_a_failure(run_one):
     assert (task.status, task.pid) == (evr.TaskStatus.failure, None)
 
 
-def test_an_eventor_cannot_be_used_inside_a_step(make):
+@pytest.mark.parametrize(
+    "use", [lambda ev: ev.add_event("more"), evr.Eventor.stop, evr.Eventor.tasks]
+)
+def test_an_eventor_cannot_be_used_inside_a_step(make, use):
     ev = make()
     go = ev.add_event("go")
-    ev.add_assoc(go, ev.add_step("s", func=lambda: ev.add_event("more")))
+    ev.add_assoc(go, ev.add_step("s", use, (ev,)))
     ev.trigger_event(go)
     assert ev() is False
     assert "cannot be used in another" in ev.tasks()[0].error
+
+
+def test_an_event_of_a_steps_own_is_not_made_inside_a_step(make):
+    """The program would not know of it; what it has made itself can be triggered."""
+    ev = make()
+    go = ev.add_event("go")
+    first = ev.add_step("first", lambda: evr.current().trigger(last.active))
+    last = ev.add_step("last", lambda: evr.current().trigger(first.success))
+    ev.add_assoc(go, last)
+    ev.add_assoc(first.success, first)
+    ev.trigger_event(go)
+    assert ev() is False
+    assert statuses(ev) == {"last[1]": "success", "first[1]": "failure"}
+    error = ev.tasks("first")[0].error
+    assert error.startswith("UsageError: event 'last.active' cannot be made in process")
 
 
 def test_what_a_step_logs_is_handled_by_the_owner(run_one, caplog):
