@@ -34,7 +34,7 @@ from eventor.errors import (
 )
 from eventor.flow import Event, Flow, Step, read_sequence
 from eventor.launch import Launcher, most_at_once
-from eventor.ledger import begin_recovery, begin_run, continue_run
+from eventor.ledger import Beginning, begin_recovery, begin_run, continue_run
 from eventor.logs import Journal, file_name
 from eventor.loop import Inbox, Loop
 from eventor.owner import has_ended
@@ -58,6 +58,7 @@ from eventor.types import (
     StoredResult,
     Task,
     TaskStatus,
+    storable,
 )
 
 if TYPE_CHECKING:
@@ -132,15 +133,16 @@ class Eventor:
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
         self._store = Store(location, must_exist=mode is RunMode.recover)
-        lease, now = self._config.lease_seconds, _now()
+        program = None if script is None else storable(str(script))
+        beginning = Beginning(program, self._config.lease_seconds, _now())
         ledger = None
         try:
             if mode is RunMode.recover:
-                ledger = begin_recovery(self._store, name, base, lease, now)
+                ledger = begin_recovery(self._store, name, base, beginning)
             elif mode is RunMode.continue_:
-                ledger = continue_run(self._store, name, lease, now)
+                ledger = continue_run(self._store, name, beginning)
             else:
-                ledger = begin_run(self._store, name, lease, now)
+                ledger = begin_run(self._store, name, beginning)
             self._ledger = ledger
             _await_keeper(ledger)
             self._left = ledger.left()
@@ -158,7 +160,7 @@ class Eventor:
         except BaseException:
             if ledger is not None:
                 with contextlib.suppress(StoreError):
-                    ledger.release()
+                    ledger.release(_now())
             self._store.close()
             raise
         self._release = weakref.finalize(
@@ -832,7 +834,7 @@ def _release(
     if os.getpid() != pid or (running is not None and running.locked()):
         return
     try:
-        ledger.release()
+        ledger.release(_now())
     except StoreError as error:
         message = f"Others can recover run {ledger.run_id} once this program has ended: {error}"
         journal.say(logging.WARNING, message, "__init__")

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, bindparam, case, delete, func, insert, select, update
 
@@ -62,23 +62,34 @@ _NAMES_AT_ONCE = 500
 """How many names are looked for at once; older SQLite takes 999 values in a statement."""
 
 
-def begin_run(store: Store, name: str, lease_seconds: float, now: datetime) -> Ledger:
-    """Begin a new run of that name; `lease_seconds` as in `Config`."""
+class Beginning(NamedTuple):
+    """What a program tells of itself when it begins, recovers or continues a run.
+
+    Attributes:
+        program: the path of its script; None where there is none.
+        lease_seconds: as in `Config`.
+        now: the time, in UTC.
+    """
+
+    program: str | None
+    lease_seconds: float
+    now: datetime
+
+
+def begin_run(store: Store, name: str, beginning: Beginning) -> Ledger:
+    """Begin a new run of that name."""
     with _claimed() as claim, store.writing("begin a run") as connection:
-        return _begin(connection, store, claim, name, lease_seconds, now)
+        return _begin(connection, store, claim, name, beginning)
 
 
-def begin_recovery(
-    store: Store, name: str, based_on: int | None, lease_seconds: float, now: datetime
-) -> Ledger:
+def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beginning) -> Ledger:
     """Begin a new recovery of the latest run of that name.
 
     Args:
         store: where the run is.
         name: the run's name.
         based_on: the recovery from which it starts; None is the latest.
-        lease_seconds: as in `Config`.
-        now: the time, in UTC.
+        beginning: what the program tells of itself.
 
     Raises:
         RecoveryError: there is no such run or recovery.
@@ -99,13 +110,13 @@ def begin_recovery(
                 f"run {run_id} has no recovery {base} to recover from; "
                 f"it has {', '.join(map(str, sorted(parents)))}"
             )
-        keeper = _refuse_owned(connection, run_id, now)
+        keeper = _refuse_owned(connection, run_id, beginning.now)
         lineage = tuple(_lineage(parents, base))
-        _insert_recovery(connection, run_id, latest + 1, base, claim, lease_seconds, now, keeper)
+        _insert_recovery(connection, run_id, latest + 1, base, claim, beginning, keeper)
         return Ledger(store, claim, run_id, latest + 1, lineage, keeper)
 
 
-def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -> Ledger:
+def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
     """Take up the latest recovery of the latest run of that name, or begin a run if there is none.
 
     Raises:
@@ -115,15 +126,15 @@ def continue_run(store: Store, name: str, lease_seconds: float, now: datetime) -
     with _claimed() as claim, store.writing("take up a run") as connection:
         run_id = connection.scalar(latest_run(name))
         if run_id is None:
-            return _begin(connection, store, claim, name, lease_seconds, now)
+            return _begin(connection, store, claim, name, beginning)
         parents = _parents(connection, run_id)
         latest = max(parents)
-        keeper = _refuse_owned(connection, run_id, now)
+        keeper = _refuse_owned(connection, run_id, beginning.now)
         connection.execute(
             update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
-            _owned(claim, lease_seconds, now),
+            _owned(claim, beginning),
         )
-        _forget_stops(connection, run_id, latest, now)
+        _forget_stops(connection, run_id, latest, beginning.now)
         lineage = tuple(_lineage(parents, latest))
         return Ledger(store, claim, run_id, latest, lineage, keeper, continues=True)
 
@@ -374,7 +385,7 @@ class Ledger:
         """Return the events that this recovery has raised, in that order."""
         return self._store.events(self.run_id, self.recovery, event, sequence)
 
-    def release(self) -> None:
+    def release(self, now: datetime) -> None:
         """Record that this recovery has no owner any more; if that fails, it has none either."""
         columns = ("owner_host", "owner_pid", "owner_began", "heartbeat_at")
         try:
@@ -382,7 +393,7 @@ class Ledger:
                 mine = schema.recovery.c.owner_began == self._claim.began
                 connection.execute(
                     update(schema.recovery).where(*self._mine(schema.recovery), mine),
-                    dict.fromkeys(columns),
+                    {**dict.fromkeys(columns), "ended_at": now},
                 )
         finally:
             owner.disclaim(self._claim)
@@ -456,11 +467,10 @@ def _begin(
     store: Store,
     claim: Owner,
     name: str,
-    lease_seconds: float,
-    now: datetime,
+    beginning: Beginning,
 ) -> Ledger:
-    run_id = insert_row(connection, schema.run, {"name": name, "began_at": now})
-    _insert_recovery(connection, run_id, 0, None, claim, lease_seconds, now)
+    run_id = insert_row(connection, schema.run, {"name": name, "began_at": beginning.now})
+    _insert_recovery(connection, run_id, 0, None, claim, beginning)
     return Ledger(store, claim, run_id, 0, ())
 
 
@@ -505,8 +515,7 @@ def _insert_recovery(
     recovery: int,
     based_on: int | None,
     claim: Owner,
-    lease_seconds: float,
-    now: datetime,
+    beginning: Beginning,
     keeper: Owner | None = None,
 ) -> None:
     """Insert a recovery; until it has a keeper of its own, that of the dead owner before it stays.
@@ -517,21 +526,23 @@ def _insert_recovery(
         "run_id": run_id,
         "recovery": recovery,
         "based_on": based_on,
-        "began_at": now,
-        **_owned(claim, lease_seconds, now),
+        "began_at": beginning.now,
+        **_owned(claim, beginning),
         "keeper_pid": None if keeper is None else keeper.pid,
         "keeper_began": None if keeper is None else keeper.began,
     }
     connection.execute(insert(schema.recovery), row)
 
 
-def _owned(claim: Owner, lease_seconds: float, now: datetime) -> dict[str, Any]:
+def _owned(claim: Owner, beginning: Beginning) -> dict[str, Any]:
     return {
         "owner_host": claim.host,
         "owner_pid": claim.pid,
         "owner_began": claim.began,
-        "lease_seconds": lease_seconds,
-        "heartbeat_at": now,
+        "program": beginning.program,
+        "lease_seconds": beginning.lease_seconds,
+        "heartbeat_at": beginning.now,
+        "ended_at": None,
     }
 
 

@@ -28,8 +28,66 @@ from sqlalchemy.types import TypeDecorator
 if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect
 
-VERSION = 4
+VERSION = 5
 """The version of this schema, recorded in the store."""
+
+_TASK_VIEW = """CREATE VIEW eventor_v_task AS SELECT
+    eventor_run.name AS run,
+    eventor_task.run_id,
+    eventor_task.recovery,
+    step,
+    sequence,
+    status,
+    replay,
+    attempt,
+    ready_at,
+    started_at,
+    eventor_task.ended_at,
+    round((julianday(started_at) - julianday(ready_at)) * 86400, 3) AS waited_seconds,
+    round((julianday(eventor_task.ended_at) - julianday(started_at)) * 86400, 3) AS seconds,
+    due_at,
+    pid,
+    error,
+    traceback,
+    stdout,
+    stderr,
+    cause_kind || coalesce(' ' || cause_source, '') || coalesce(' (' || cause_detail || ')', '')
+        AS cause,
+    sequence_type,
+    task_id
+FROM eventor_task JOIN eventor_run ON eventor_run.run_id = eventor_task.run_id"""
+
+_RUN_VIEW = """CREATE VIEW eventor_v_run AS SELECT
+    eventor_run.name AS run,
+    eventor_run.run_id,
+    recovery,
+    program,
+    eventor_recovery.began_at,
+    ended_at,
+    round((julianday(ended_at) - julianday(eventor_recovery.began_at)) * 86400, 3) AS seconds,
+    coalesce(ready, 0) AS ready,
+    coalesce(active, 0) AS active,
+    coalesce(success, 0) AS success,
+    coalesce(failure, 0) AS failure,
+    coalesce(skipped, 0) AS skipped,
+    based_on,
+    owner_host || ':' || owner_pid AS owner
+FROM eventor_recovery
+JOIN eventor_run ON eventor_run.run_id = eventor_recovery.run_id
+LEFT JOIN (
+    SELECT
+        run_id AS of_run_id,
+        recovery AS of_recovery,
+        sum(status = 'ready') AS ready,
+        sum(status = 'active') AS active,
+        sum(status = 'success' AND replay IS NOT 'skip') AS success,
+        sum(status = 'failure') AS failure,
+        sum(status = 'success' AND replay IS 'skip') AS skipped
+    FROM eventor_task GROUP BY run_id, recovery
+) ON of_run_id = eventor_recovery.run_id AND of_recovery = recovery"""
+
+VIEWS = (_TASK_VIEW, _RUN_VIEW)
+"""The statements that make the views, whose columns other tools may rely on."""
 
 MIGRATIONS = {
     1: (
@@ -103,6 +161,11 @@ MIGRATIONS = {
         """CREATE INDEX eventor_request_waiting ON eventor_request (run_id)
             WHERE taken_at IS NULL""",
     ),
+    4: (
+        "ALTER TABLE eventor_recovery ADD COLUMN program TEXT",
+        "ALTER TABLE eventor_recovery ADD COLUMN ended_at DATETIME",
+        *VIEWS,
+    ),
 }
 """For an earlier version, the statements that make the next one of it."""
 
@@ -153,6 +216,8 @@ recovery = Table(
     Column("heartbeat_at", UtcDateTime),
     Column("keeper_pid", Integer),
     Column("keeper_began", Text),
+    Column("program", Text),
+    Column("ended_at", UtcDateTime),
 )
 
 # Apart from the recovery, whose row is written anew by each transaction, however long it is.

@@ -165,6 +165,8 @@ def add_tables(engine: Engine) -> None:
     with engine.connect().execution_options(**{WRITING: True}) as connection, connection.begin():
         if not inspect(connection).has_table(schema.schema.name):
             schema.metadata.create_all(connection)
+            for view in schema.VIEWS:
+                connection.exec_driver_sql(view)
             connection.execute(insert(schema.schema), {"version": schema.VERSION})
             return
         found = connection.scalar(select(schema.schema.c.version))

@@ -212,7 +212,7 @@ def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
         "UPDATE eventor_recovery SET keeper_pid = 'x'",
         "UPDATE eventor_definition SET definition = printf('%.*c', 200000, '[')",
         "DROP TABLE eventor_task",
-        "ALTER TABLE eventor_task DROP COLUMN traceback",
+        "ALTER TABLE eventor_task RENAME COLUMN traceback TO told",
     ],
 )
 def test_what_eventor_has_not_written_is_told(make, tmp_path, change):

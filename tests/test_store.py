@@ -47,10 +47,16 @@ def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
     ev.close()
     make(name="mine", run_mode="recover").close()
     assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
-    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(4,)]
+    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(5,)]
 
 
 UNDO = {
+    4: (
+        "DROP VIEW eventor_v_task",
+        "DROP VIEW eventor_v_run",
+        "ALTER TABLE eventor_recovery DROP COLUMN program",
+        "ALTER TABLE eventor_recovery DROP COLUMN ended_at",
+    ),
     3: (
         "ALTER TABLE eventor_task DROP COLUMN due_at",
         "ALTER TABLE eventor_task DROP COLUMN stdout",
@@ -72,7 +78,7 @@ UNDO = {
 """What makes a store of the version before out of one that has no more than one recovery."""
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path, version):
     def build(**arguments):
         ev = make(**arguments)
@@ -85,7 +91,7 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path,
     assert ev() is True
     ev.close()
     store = tmp_path / "flow.db"
-    for undo in itertools.chain(*(UNDO[step] for step in (3, 2, 1) if step >= version)):
+    for undo in itertools.chain(*(UNDO[step] for step in (4, 3, 2, 1) if step >= version)):
         sql(store, undo)
     sql(store, f"UPDATE eventor_schema SET version = {version}")
     ev, go = build(run_mode=evr.RunMode.recover)
@@ -96,8 +102,8 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path,
     assert sql(
         store, "SELECT version, keeper_pid IS NULL FROM eventor_schema, eventor_recovery"
     ) == [
-        (4, 1 if version == 1 else 0),
-        (4, 0),
+        (5, 1 if version == 1 else 0),
+        (5, 0),
     ]
     fresh = make(store=tmp_path / "fresh.db")._store.location.path
     columns = "SELECT t.name, c.name, c.type FROM sqlite_schema t, pragma_table_info(t.name) c"
