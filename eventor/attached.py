@@ -11,8 +11,9 @@ from eventor import drift
 from eventor.config import read_run_name, read_word, unknown
 from eventor.errors import DefinitionError, RecoveryError, UsageError
 from eventor.flow import read_sequence
+from eventor.history import History
 from eventor.owner import process_of
-from eventor.store import Store, locate
+from eventor.store import Access, Store, locate
 from eventor.types import RaisedEvent, Run, Sequence, Task, TaskStatus
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def attach(store: str | os.PathLike[str], name: str = "") -> Attached:
         RecoveryError: there is no such store, or no run of that name in it.
     """
     read_run_name(name)
-    opened = Store(locate(store), attaching=True)
+    opened = Store(locate(store), Access.attach)
     try:
         opened.find(name)
         return Attached(opened, name)
@@ -123,7 +124,7 @@ class Attached:
             UsageError: this is closed, or was made by another process.
         """
         self._check_usable()
-        return self._store.runs(self._name, _now())
+        return History(self._store).runs(self._name)
 
     def tasks(
         self,

@@ -33,6 +33,7 @@ from eventor.errors import (
     UsageError,
 )
 from eventor.flow import Event, Flow, Step, read_sequence
+from eventor.history import History
 from eventor.launch import Launcher, most_at_once
 from eventor.ledger import Beginning, begin_recovery, begin_run, continue_run
 from eventor.logs import Journal, file_name
@@ -41,7 +42,7 @@ from eventor.owner import has_ended
 from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, is_skip
 from eventor.requests import Requests
 from eventor.signals import Signals
-from eventor.store import Store, locate
+from eventor.store import Access, Store, locate
 from eventor.types import (
     Cause,
     CauseKind,
@@ -58,6 +59,8 @@ from eventor.types import (
     StoredResult,
     Task,
     TaskStatus,
+    ThingKind,
+    Why,
     storable,
 )
 
@@ -132,7 +135,7 @@ class Eventor:
         self._running = threading.Lock()
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
-        self._store = Store(location, must_exist=mode is RunMode.recover)
+        self._store = Store(location, Access.recover if mode is RunMode.recover else Access.begin)
         program = None if script is None else storable(str(script))
         beginning = Beginning(program, self._config.lease_seconds, _now())
         ledger = None
@@ -579,6 +582,38 @@ class Eventor:
             raise ResultError(
                 f"the result of {task} cannot be unpickled here: {type(error).__name__}: {error}"
             ) from error
+
+    def why(self, what: Event | Step | str, sequence: Sequence = 1) -> Why:
+        """Return why an event was raised or a step has run in this recovery, or why not.
+
+        What has happened is told by the chain of its causes, what has not by what it waits for.
+
+        Args:
+            what: the event or the step, given as itself or by its name; by the name of both, the
+                step.
+            sequence: the sequence; the first that `trigger_event` gives by itself, by default.
+
+        Raises:
+            DefinitionError: there is no such event or step.
+            TriggerError: the sequence is neither an int nor a str.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        self._check_usable()
+        self._record_triggers()
+        if isinstance(what, Step):
+            name, kind = self._flow.own_step(what, "the step to explain").name, ThingKind.step
+        elif isinstance(what, str) and what in self._flow.steps:
+            name, kind = what, ThingKind.step
+        elif isinstance(what, str) and what not in self._flow.events:
+            known = [*self._flow.steps, *self._flow.events]
+            raise DefinitionError(f"there is no step or event {what!r}; {unknown(what, known)}")
+        else:
+            name, kind = self._event_name(what), ThingKind.event
+        definition = {kind: list(things) for kind, things in self._flow.definition().items()}
+        place = (self.run_id, self.recovery)
+        history = History(self._store)
+        return history.why(place, name, read_sequence(sequence), kind, definition)
 
     def close(self) -> None:
         """Record what is still waiting, and release the store; closing twice is a no-op.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, create_engine, event, insert, inspect, select, update
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from eventor import schema
 from eventor.errors import RecoveryError, StoreError
@@ -46,12 +46,13 @@ Identity = tuple[tuple[int, int], ...]
 """Which files a store is: by device and inode, its own and that of its log."""
 
 
-def check_file(path: Path, *, needed_to: str = "") -> None:
+def check_file(path: Path, *, needed_to: str = "", to_write: bool = True) -> None:
     """Make sure that `path` is a store of eventor, or that one can be made there.
 
     Args:
         path: the file.
         needed_to: what cannot be done without one that is there.
+        to_write: whether it is going to be written to.
 
     Raises:
         StoreError: neither holds; the message says why, and nothing has been changed.
@@ -74,9 +75,10 @@ def check_file(path: Path, *, needed_to: str = "") -> None:
         raise StoreError(f"the store {path} is a directory; expected a file")
     if not stat.S_ISREG(mode):
         raise StoreError(f"the store {path} is no regular file; expected a SQLite file")
-    if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
-        raise StoreError(f"the store {path} cannot be both read and written by this user")
-    _check_place(path)
+    if to_write:
+        if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
+            raise StoreError(f"the store {path} cannot be both read and written by this user")
+        _check_place(path)
     if not (status.st_size and _has_tables(path)) and needed_to:
         raise RecoveryError(f"there is nothing to {needed_to}: the store {path} is empty")
 
@@ -115,6 +117,26 @@ def open_engine(path: Path | None) -> Engine:
         # by SQLite without waiting (sqlite.org/lang_transaction.html).
         writing = connection.get_execution_options().get(WRITING, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    return engine
+
+
+def open_reader(path: Path) -> Engine:
+    """Return an engine that reads a file and writes nothing, with a connection for each look.
+
+    So it sees at each look what others have written, even if the file was at rest before.
+    """
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(_uri(path), uri=True, timeout=BUSY_SECONDS)
+        connection.isolation_level = None
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, paramstyle="named")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
 
     return engine
 
@@ -177,7 +199,7 @@ def add_tables(engine: Engine) -> None:
             connection.execute(update(schema.schema), {"version": version + 1})
 
 
-def check_tables(engine: Engine) -> None:
+def check_tables(engine: Engine, path: Path | None) -> None:
     """Make sure that a store has the tables of this version, and leave them as they are.
 
     Raises:
@@ -185,13 +207,12 @@ def check_tables(engine: Engine) -> None:
     """
     with engine.connect() as connection, connection.begin():
         found = connection.scalar(select(schema.schema.c.version))
-    path = str(engine.url.database)
-    _check_version(found, path)
+    _check_version(found, str(path))
     if found != schema.VERSION:
         raise StoreError(
             f"the store {path} has schema version {found}, and is left as it is: an Eventor that "
-            f"begins or recovers a run in it brings it up to version {schema.VERSION}, and can "
-            "then be attached to"
+            f"begins or recovers a run in it brings it up to version {schema.VERSION}; it can "
+            "then be attached to and looked at"
         )
 
 
@@ -237,15 +258,13 @@ def _check_leftovers(path: Path) -> None:
 def _has_tables(path: Path) -> bool:
     """Tell a store from an empty database, and refuse anything else and another schema.
 
-    Without a log beside it, the file is opened as immutable: else SQLite would leave
-    files beside a database that is in write-ahead mode. No one but SQLite may open it: when any
-    descriptor of a file is closed, this process loses all its locks on that file
-    (sqlite.org/howtocorrupt.html, 2.2).
+    No one but SQLite may open it: when any descriptor of a file is closed, this process loses all
+    its locks on that file (sqlite.org/howtocorrupt.html, 2.2).
     """
-    logged = path.with_name(path.name + "-wal").exists()
-    uri = f"file:{quote(os.fsencode(path))}?{'mode=ro' if logged else 'immutable=1'}"
     try:
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as connection:
+        with contextlib.closing(
+            sqlite3.connect(_uri(path), uri=True, timeout=BUSY_SECONDS)
+        ) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
             versions = (
                 connection.execute("SELECT version FROM eventor_schema").fetchall()
@@ -263,6 +282,16 @@ def _has_tables(path: Path) -> bool:
     for (version,) in versions:
         _check_version(version, str(path))
     return bool(tables)
+
+
+def _uri(path: Path) -> str:
+    """Return the URI by which a file is only read.
+
+    Without a log beside it, nobody writes to it, and it is opened as immutable: else SQLite would
+    leave files beside a database that is in write-ahead mode.
+    """
+    logged = path.with_name(path.name + "-wal").exists()
+    return f"file:{quote(os.fsencode(path))}?{'mode=ro' if logged else 'immutable=1'}"
 
 
 def _check_version(version: object, path: str) -> None:

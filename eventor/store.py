@@ -8,11 +8,11 @@ import sqlite3
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, null, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -32,10 +32,7 @@ from eventor.rows import (
 )
 from eventor.types import (
     Attempt,
-    OwnerStatus,
     RaisedEvent,
-    Recovery,
-    Run,
     Sequence,
     Task,
     TaskStatus,
@@ -112,44 +109,59 @@ def _locate_url(place: str) -> Location:
     return locate(url.database or MEMORY)
 
 
+class Access(Enum):
+    """What a store is opened for; the value says what cannot be done without one that is there."""
+
+    begin = ""
+    recover = "recover"
+    attach = "attach to"
+    """To ask something of its runs. One of an earlier schema may have an owner of that schema, and
+    is refused."""
+    read = "look at"
+    """Nothing is written, and it need not be writable."""
+
+
 class Store:
     """An open store.
 
     Args:
         location: where it lives.
-        must_exist: whether it is an error that there is none yet.
-        attaching: whether it has to exist, and one of an earlier schema is refused, for a run in
-            it may have an owner of that schema.
+        access: what it is opened for.
 
     Raises:
         StoreError: it cannot be used; what is there is left as it was.
         RecoveryError: it has to exist, and there is none.
     """
 
-    def __init__(
-        self, location: Location, *, must_exist: bool = False, attaching: bool = False
-    ) -> None:
+    def __init__(self, location: Location, access: Access = Access.begin) -> None:
         self.location = location
-        needed_to = "attach to" if attaching else "recover" if must_exist else ""
         path = self._path = _real(location)
         if path is not None:
-            sqlite.check_file(path, needed_to=needed_to)
-        elif needed_to:
-            raise RecoveryError(f"there is nothing to {needed_to}: a store in memory keeps no runs")
+            sqlite.check_file(path, needed_to=access.value, to_write=access is not Access.read)
+        elif access is not Access.begin:
+            raise RecoveryError(
+                f"there is nothing to {access.value}: a store in memory keeps no runs"
+            )
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
-        self._engine = sqlite.open_engine(path)
+        self._keeps = access is not Access.read
+        if path is None or self._keeps:
+            self._engine = sqlite.open_engine(path)
+        else:
+            self._engine = sqlite.open_reader(path)
         self._connection: Connection | None = None
         self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
-                if attaching:
-                    sqlite.check_tables(self._engine)
-                elif path is not None and not path.exists():
+                if access in (Access.attach, Access.read):
+                    sqlite.check_tables(self._engine, path)
+                if access is Access.read:
+                    return
+                if path is not None and not path.exists():
                     sqlite.create(path)
                 if path is not None:
                     sqlite.enter_wal(path)
-                if not attaching:
+                if access is not Access.attach:
                     sqlite.add_tables(self._engine)
                 self._identity = None if path is None else sqlite.identify(path)
         except BaseException:
@@ -192,36 +204,6 @@ class Store:
                 raise RecoveryError(f"run {run} has no recovery {recovery}; the latest is {newest}")
             return run, newest if recovery is None else recovery
 
-    def runs(self, name: str, now: datetime) -> list[Run]:
-        """Return all runs of that name with their recoveries, in the order in which they began."""
-        query = (
-            select(schema.run.c.name, schema.run.c.began_at.label("run_began_at"), schema.recovery)
-            .join_from(schema.run, schema.recovery)
-            .where(schema.run.c.name == name)
-            .order_by(schema.run.c.run_id, schema.recovery.c.recovery)
-        )
-        with self.reading("read its runs") as connection:
-            of_runs = [
-                list(rows) for _, rows in groupby(connection.execute(query), lambda row: row.run_id)
-            ]
-        return [
-            Run(
-                rows[0].run_id,
-                rows[0].name,
-                rows[0].run_began_at,
-                tuple(
-                    Recovery(
-                        row.recovery,
-                        row.based_on,
-                        row.began_at,
-                        _owner_status(row, rows[-1].recovery, now),
-                    )
-                    for row in rows
-                ),
-            )
-            for rows in of_runs
-        ]
-
     def definition(self, run_id: int, recoveries: Collection[int] | None = None) -> Any:
         """Return the definition that a run, or some of its recoveries, recorded last, or None."""
         columns = schema.definition.c
@@ -240,13 +222,21 @@ class Store:
         step: str | None,
         sequence: Sequence | None,
         status: TaskStatus | None,
+        *,
+        results: bool = True,
     ) -> list[Task]:
-        """Return the tasks of a recovery in the order in which they became ready."""
-        columns = schema.task.c
+        """Return the tasks of a recovery in the order in which they became ready.
+
+        Their results, which may be large, are left out where they are not wanted.
+        """
+        columns, kept = schema.task.c, schema.result.c
+        query = select(schema.task, null().label("encoding"), null().label("data"))
+        if results:
+            query = select(schema.task, kept.encoding, kept.data).outerjoin(
+                schema.result, columns.result_id == kept.result_id
+            )
         query = (
-            select(schema.task, schema.result.c.encoding, schema.result.c.data)
-            .outerjoin(schema.result, columns.result_id == schema.result.c.result_id)
-            .where(columns.run_id == run_id, columns.recovery == recovery)
+            query.where(columns.run_id == run_id, columns.recovery == recovery)
             .where(*of_sequence(schema.task, sequence))
             .order_by(columns.task_id)
         )
@@ -327,6 +317,10 @@ class Store:
 
     @contextmanager
     def _transaction(self, *, writing: bool) -> Iterator[Connection]:
+        if not self._keeps:
+            with self._engine.connect() as connection, connection.begin():
+                yield connection
+            return
         if self._connection is None:
             self._connection = self._engine.connect()
         try:
@@ -381,13 +375,6 @@ def is_held(latest: Row, now: datetime) -> bool:
     """Tell whether the owner of the latest recovery of a run lives."""
     running = False if latest.owner_pid is None else owner.is_running(owner_of(latest))
     return owner.holds(running, latest.heartbeat_at, latest.lease_seconds or 0.0, now)
-
-
-def _owner_status(row: Row, latest: int, now: datetime) -> OwnerStatus:
-    if row.owner_pid is None:
-        return OwnerStatus.ended
-    lives = row.recovery == latest and is_held(row, now)
-    return OwnerStatus.live if lives else OwnerStatus.dead
 
 
 def latest_run(name: str) -> Select[Any]:

@@ -400,6 +400,45 @@ class Task:
             ) from error
 
 
+class RunStatus(StrEnum):
+    """How it stands with a recovery as a whole."""
+
+    running = "running"
+    """Its owner lives."""
+    succeeded = "succeeded"
+    """It has ended, and every failure was handled."""
+    failed = "failed"
+    """It has ended, and a failure was not handled by its step's triggers."""
+    unfinished = "unfinished"
+    """It has ended without such a failure, and left tasks or delayed associations for later."""
+    crashed = "crashed"
+    """Its owner died, or was replaced after its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCounts:
+    """How many tasks stand where.
+
+    Attributes:
+        ready: wait for their turn.
+        active: run, or were cut short if their owner does not live.
+        success: have run and ended well.
+        failure: have failed.
+        skipped: count as a success since an earlier recovery has run them.
+    """
+
+    ready: int = 0
+    active: int = 0
+    success: int = 0
+    failure: int = 0
+    skipped: int = 0
+
+    @property
+    def all(self) -> int:
+        """How many there are."""
+        return self.ready + self.active + self.success + self.failure + self.skipped
+
+
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """One recovery of a run, as `Attached.runs` returns it within its `Run`.
@@ -409,12 +448,22 @@ class Recovery:
         based_on: the recovery from which it started; None for the initial run.
         began_at: when, in UTC.
         owner: whether the program that runs it lives.
+        program: the path of that program's script; None where there is none.
+        ended_at: when its owner ended, in UTC; None while it lives, or if it has died.
+        heard_at: when the owner was last heard of, in UTC; None once it has ended.
+        status: how it stands as a whole.
+        tasks: how many of its tasks stand where.
     """
 
     recovery: int
     based_on: int | None
     began_at: datetime
     owner: OwnerStatus
+    program: str | None
+    ended_at: datetime | None
+    heard_at: datetime | None
+    status: RunStatus
+    tasks: TaskCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,3 +481,117 @@ class Run:
     name: str
     began_at: datetime
     recoveries: tuple[Recovery, ...]
+
+
+class ThingKind(StrEnum):
+    """What `Eventor.why` can be asked about."""
+
+    event = "event"
+    step = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """An event that was raised, or a task that was created, with its reason.
+
+    Attributes:
+        kind: whether it is an event or a step.
+        name: its name.
+        sequence: the sequence in which it happened.
+        at: when the event was raised, or the task became ready, in UTC.
+        cause: why.
+        status: where the task stands; None for an event.
+        ended_at: when the task ended, in UTC; None for an event, or before that.
+        error: of a failed task.
+    """
+
+    kind: ThingKind
+    name: str
+    sequence: Sequence
+    at: datetime
+    cause: Cause
+    status: TaskStatus | None = None
+    ended_at: datetime | None = None
+    error: str | None = None
+
+    def __str__(self) -> str:
+        status = "" if self.status is None else f", {self.status}"
+        error = "" if self.error is None else f": {self.error}"
+        return f"{self.kind} {self.name}[{self.sequence}] ({self.cause}){status}{error}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """What has not happened, or has without leading on: one line of why something else has not.
+
+    Attributes:
+        depth: how many steps of reasoning lie between this and what was asked about.
+        kind: whether it is an event or a step.
+        name: its name.
+        sequence: the sequence.
+        leads_by: how it would lead to the line above it: `association`, `expression`, or a
+            transition such as `at_success`; None for what was asked about.
+        seconds: for a delayed association, by how much.
+        happened_at: when the event was raised, or the task became ready, if that has happened.
+        status: where the task stands, if there is one.
+        due_at: when a delayed association, or the next attempt of a task, is due.
+        error: of a failed task.
+        expression: what raises the event, if it has an expression.
+        sources: how many things of the flow lead to it; an event without any waits for a trigger.
+        told_before: whether the lines that explain it stand further above.
+    """
+
+    depth: int
+    kind: ThingKind
+    name: str
+    sequence: Sequence
+    leads_by: str | None = None
+    seconds: float = 0.0
+    happened_at: datetime | None = None
+    status: TaskStatus | None = None
+    due_at: datetime | None = None
+    error: str | None = None
+    expression: str | None = None
+    sources: int = 0
+    told_before: bool = False
+
+    def __str__(self) -> str:
+        how = "" if self.leads_by is None else f"{self.leads_by} of "
+        if self.status is not None:
+            state = f"is {self.status}" if self.error is None else f"failed: {self.error}"
+        elif self.happened_at is not None:
+            state = "is raised"
+        else:
+            state = "has not run" if self.kind is ThingKind.step else "is not raised"
+            if not self.sources:
+                step = self.kind is ThingKind.step
+                state += ", and nothing leads to it" if step else ": it waits for a trigger"
+        due = "" if self.due_at is None else f", due at {self.due_at:%Y-%m-%d %H:%M:%S} UTC"
+        expression = "" if self.expression is None else f"; it needs {self.expression}"
+        again = " (as above)" if self.told_before else ""
+        thing = f"{self.kind} {self.name}[{self.sequence}]"
+        return f"{'  ' * self.depth}{how}{thing} {state}{due}{expression}{again}"
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """Why something has happened, or has not, as `Eventor.why` returns it. It prints as lines.
+
+    Attributes:
+        chain: what has led to it, from the trigger with which it began to the thing itself; empty
+            for what has not happened.
+        lacks: for what has not happened, what it waits for, each thing before what that waits for
+            in turn; the first is the thing itself. Where nothing in the flow leads to an event,
+            it waits for a trigger.
+    """
+
+    chain: tuple[Occurrence, ...]
+    lacks: tuple[Lack, ...]
+
+    @property
+    def happened(self) -> bool:
+        """Whether it has happened."""
+        return bool(self.chain)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.chain or self.lacks))

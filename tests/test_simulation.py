@@ -49,7 +49,7 @@ class World:
 
     def __init__(self, path):
         self.path = path
-        self.attached = Attached(store.Store(store.locate(path), attaching=True), "")
+        self.attached = Attached(store.Store(store.locate(path), store.Access.attach), "")
         self.reader = sqlite3.connect(path, isolation_level=None)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.hits = collections.Counter()
