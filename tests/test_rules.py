@@ -410,8 +410,8 @@ def test_a_part_that_stands_in_many_places_is_looked_at_once():
 class NaiveQueue:
     """The rule of `Queue`, read naively."""
 
-    def __init__(self):
-        self.waiting, self.left = [], dict(RESOURCES)
+    def __init__(self, resources):
+        self.waiting, self.left = [], dict(resources)
 
     def push(self, item, priority, needs):
         self.waiting.append((item, priority, needs))
@@ -432,23 +432,17 @@ class NaiveQueue:
             self.left[name] += much
 
 
-NEEDS = st.sampled_from(
-    [
-        (),
-        (("gpu", 1),),
-        (("gpu", 2),),
-        (("licence", 1),),
-        (("gpu", 1), ("licence", 1)),
-        (("gpu", 2), ("licence", 1)),
-    ]
-)
+LEFT = {"gpu": 2, "licence": 1, "disk": 3, "tape": 1}
+NEEDS = st.fixed_dictionaries(
+    {}, optional={name: st.integers(1, much) for name, much in LEFT.items()}
+).map(lambda needs: tuple(needs.items()))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=40))
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=60))
 def test_who_is_next_equals_the_naive_rule(moves):
     """A move pushes something, pops, or lets one of those end that were popped."""
-    queue, naive, needs, held = Queue(RESOURCES), NaiveQueue(), {}, []
+    queue, naive, needs, held = Queue(LEFT), NaiveQueue(LEFT), {}, []
     for number, move in enumerate(moves):
         if isinstance(move, tuple):
             needs[number] = move[1]
@@ -468,6 +462,35 @@ def test_who_is_next_equals_the_naive_rule(moves):
             queue.give_back(needs[item])
         held = list(iter(queue.pop, None))
         assert held
+
+
+class Compared(int):
+    """A priority that counts how often one is compared with another."""
+
+    count = 0
+
+    def __neg__(self):
+        return self
+
+    def __eq__(self, other):
+        Compared.count += 1
+        return int(self) == int(other)
+
+    __hash__ = int.__hash__
+
+
+def test_what_all_asks_for_something_else_is_not_looked_at_each_time_that_one_starts():
+    """Though all share a resource, for which they wait."""
+    many = 1_000
+    queue = Queue({"gpu": 1, **{str(number): 1 for number in range(many)}})
+    Compared.count = 0
+    for number in range(many):
+        queue.push(number, Compared(0), (("gpu", 1), (str(number), 1)))
+    for number in range(many):
+        assert queue.pop() == number
+        assert queue.pop() is None
+        queue.give_back((("gpu", 1), (str(number), 1)))
+    assert Compared.count < 50 * many
 
 
 def test_a_delay_grows_by_its_factor_up_to_what_is_sensible():
