@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from eventor.config import Config, StepConfig, read_delay, read_step_config, unknown
@@ -39,9 +40,23 @@ class Event(Atom):
     expr: Expr | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+_AS_THE_FUNCTION = (
+    *functools.WRAPPER_ASSIGNMENTS,
+    # By which `inspect` tells a coroutine function, also where there is no mark for one (3.11).
+    "__code__",
+    "__defaults__",
+    "__kwdefaults__",
+)
+"""What a step has as its function has it, if that does."""
+
+
+# Without slots, since the one place for a module and a docstring that differ from those of the
+# class is the `__dict__` of a step.
+@dataclass(frozen=True, eq=False)
 class Step:
     """A step, as `Eventor.add_step` returns it; called, it calls its function here and now.
+
+    It has the name, module, docstring and annotations of its function, as with `functools.wraps`.
 
     Its events `ready`, `active`, `success`, `failure` and `complete` stand wherever an event may.
     Each is made on first use, named `<step>.success` and so on, and the step's `triggers` raise it
@@ -71,6 +86,19 @@ class Step:
     _flow: Flow
     needs: tuple[str, ...]
     has_placeholders: bool
+
+    def __post_init__(self) -> None:
+        for name in _AS_THE_FUNCTION:
+            with contextlib.suppress(AttributeError):
+                object.__setattr__(self, name, getattr(self.func, name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is the function's, which need not be picklable."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
 
     def __repr__(self) -> str:
         return f"Step({self.name!r})"

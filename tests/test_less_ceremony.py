@@ -1,8 +1,16 @@
 """Events of a step's own, and functions that are made steps where they are defined."""
 
+import asyncio
+import copy
+import dataclasses
+import doctest
+import functools
 import inspect
 import multiprocessing
+import pickle
+import pydoc
 import threading
+import types
 
 import pytest
 
@@ -125,6 +133,67 @@ def test_a_decorated_function_is_a_step_and_can_be_called_as_before(make, config
     assert results == {"first": 2, "renamed": 30, "third": "end"}
     (led,) = ev.tasks("third")
     assert str(led.cause) == "association third.after"
+
+
+def test_a_step_is_described_as_its_function(make):
+    ev = make()
+
+    @ev.step(name="another")
+    def documented(number: int = 1) -> int:
+        """Return the next.
+
+        >>> documented(4)
+        5
+        """
+        return number + 1
+
+    @ev.step()
+    async def undocumented():
+        return 3
+
+    for word in functools.WRAPPER_ASSIGNMENTS:
+        assert getattr(documented, word) == getattr(documented.func, word)
+    assert undocumented.__doc__ is None
+    assert (documented.name, documented.__name__) == ("another", "documented")
+    assert "Return the next." in pydoc.render_doc(documented, renderer=pydoc.plaintext)
+    module = types.SimpleNamespace(__name__=__name__, documented=documented)
+    tests = doctest.DocTestFinder(recurse=False).find(documented, "documented", module, {}, {})
+    assert [len(test.examples) for test in tests] == [1]
+    for is_kind in (inspect.iscoroutinefunction, asyncio.iscoroutinefunction):
+        assert is_kind(undocumented)
+        assert not is_kind(documented)
+    assert asyncio.run(undocumented()) == 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        documented.__name__ = "else"
+
+
+def test_the_class_of_steps_is_described_as_itself(make):
+    step = make().add_step("s", copy.copy)
+    assert evr.Step.__doc__.startswith("A step, as `Eventor.add_step` returns it")
+    assert (evr.Step.__module__, evr.Step.__qualname__) == ("eventor.flow", "Step")
+    assert pickle.loads(pickle.dumps(evr.Step)) is evr.Step
+    for copied in (copy.copy(step), copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        assert (copied.__name__, copied.func, copied.name) == ("copy", copy.copy, "s")
+        assert copied.__doc__ == copy.copy.__doc__
+
+
+def test_a_step_has_no_name_that_its_function_has_not(make):
+    ev = make()
+    for name, func in [("partial", functools.partial(int, "3")), ("object", Adds())]:
+        step = ev.add_step(name, func)
+        for word in ("__name__", "__qualname__"):
+            with pytest.raises(AttributeError, match=word):
+                getattr(step, word)
+        assert step.__doc__ == func.__doc__
+        assert step() == 3
+        assert not inspect.iscoroutinefunction(step)
+
+
+class Adds:
+    """Can be called."""
+
+    def __call__(self):
+        return 3
 
 
 def test_a_function_is_made_a_step_without_its_name_for_processes_that_look_for_that(make):
