@@ -55,6 +55,8 @@ _CHUNK = 1 << 16
 _INT_BYTES = array("i").itemsize
 _SHOWN = 200
 _SMALL_PICKLE = 10_000
+_LONGEST_VARIABLE = 131_072
+"""Bytes; with a longer one in its environment, Linux starts no program (MAX_ARG_STRLEN)."""
 
 LARGEST_PICKLE = 999_000_000
 """Bytes; SQLite keeps no row above 1,000,000,000 (sqlite.org/limits.html)."""
@@ -576,9 +578,15 @@ def _next_call(channel: Channel, job: Job) -> Call | None:
 def _tell_by_environment(call: Call, origin: Origin) -> None:
     """Let the programs that the step starts know in which step they are."""
     # As bytes: where the locale is plain, Python refuses to encode other text.
-    os.environb[b"EVENTOR_STEP_NAME"] = call.step.encode()
-    os.environb[b"EVENTOR_STEP_SEQUENCE"] = str(call.sequence).encode()
-    os.environb[b"EVENTOR_STEP_RECOVERY"] = b"%d" % origin.recovery
+    for name, value in (
+        (b"EVENTOR_STEP_NAME", call.step.encode()),
+        (b"EVENTOR_STEP_SEQUENCE", str(call.sequence).encode()),
+        (b"EVENTOR_STEP_RECOVERY", b"%d" % origin.recovery),
+    ):
+        if len(b"%s=%s\0" % (name, value)) <= _LONGEST_VARIABLE:
+            os.environb[name] = value
+        else:
+            os.environb.pop(name, None)
 
 
 def _lead_session(origin: Origin) -> None:
