@@ -11,6 +11,7 @@ nobody reads.
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import contextlib
 import fcntl
@@ -32,6 +33,8 @@ KEPT_BYTES = 1 << 16
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """The bytes with which no character of UTF-8 begins."""
+_MOST_CUT = 3
+"""How many of them a character has at most."""
 
 _CHUNK = 1 << 16
 _LEFT_AT_ONCE = 32
@@ -135,11 +138,20 @@ class Output:
 
     @property
     def text(self) -> str:
-        """The tail of what was written, without a part of a character at its start."""
+        """The end of what was written, by whole characters; as a store keeps it, it is no longer.
+
+        What stands in the place of bytes that are no text, and of NUL, takes more of them.
+        """
         tail = self._tail
         if self._cut:
-            tail = tail.lstrip(_CONTINUATION)
-        return storable(tail.decode("utf-8", "replace"))
+            tail = tail[:_MOST_CUT].lstrip(_CONTINUATION) + tail[_MOST_CUT:]
+        text = tail.decode("utf-8", "replace")
+
+        def is_short(start: int) -> bool:
+            return len(storable(text[start:]).encode()) <= KEPT_BYTES
+
+        start = bisect.bisect_left(range(len(text)), True, key=is_short)
+        return storable(text[start:])
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""

@@ -15,11 +15,14 @@ import threading
 import time
 import tty
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import eventor as evr
-from eventor import launch
+from eventor import launch, output
 from eventor.task import Captured
 from tests.conftest import sql, wait_until
 
@@ -122,6 +125,39 @@ def test_the_end_of_what_is_written_is_kept(captured, capsys):
     task = captured(lambda: print(end="ü" * 500_000 + "x"))
     assert task.stdout == "ü" * (KEPT // 2 - 1) + "x"
     assert capsys.readouterr().out == "ü" * 500_000 + "x"
+
+
+PARTS = [b"a", b"\0", b"\xff", *(char.encode() for char in "ü\u20ac\U0001f600\ufffd")]
+# And parts of characters, as they are left where one is cut.
+PARTS += [b"\x80", b"\xe2\x82", b"\xf0\x9f", b"\xf0\x9f\x98"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(PARTS), st.integers(1, 20)), max_size=12), st.integers(8, 40)
+)
+def test_what_is_kept_is_the_end_by_whole_characters(parts, kept):
+    """Where the cut is inside a character, that is left out; what is no text takes more bytes."""
+    written = b"".join(part * times for part, times in parts)
+    whole = written.decode("utf-8", "replace").replace("\0", "\\x00")
+    reading, writing = os.pipe()
+    os.write(writing, written)
+    os.close(writing)
+    with mock.patch.object(output, "KEPT_BYTES", kept), contextlib.redirect_stdout(None):
+        one = output.Output(reading, "stdout")
+        one.read_all()
+        one.close()
+        text = one.text
+    assert whole.endswith(text)
+    assert len(text.encode()) <= kept
+    # One character more would not fit, or the part of one was left out.
+    assert len(text.encode()) >= min(kept, len(whole.encode())) - 3
+
+
+def test_no_more_is_kept_of_what_is_no_text(captured):
+    task = captured(lambda: os.write(1, b"\x80" * 100_000) and os.write(1, b"\0\xff" * 50_000))
+    assert task.stdout.endswith("\\x00\ufffd")
+    assert KEPT - 7 < len(task.stdout.encode()) <= KEPT
 
 
 def test_what_is_no_text_is_kept_as_a_store_can_keep_it(captured):
