@@ -7,7 +7,7 @@ import logging
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
@@ -116,7 +116,7 @@ def read_delay(value: object) -> float:
     Raises:
         ValueError: they are none, or too many; the message says what is expected.
     """
-    if (delay := _seconds(value)) > LONGEST_DELAY:
+    if (delay := _finite(value)) is None or not 0 <= delay <= LONGEST_DELAY:
         raise ValueError(f"a number of seconds from 0 to {LONGEST_DELAY:,.0f}")
     return delay
 
@@ -289,7 +289,14 @@ def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> Ste
     owner = f"the config of step {step!r}"
     read = StepConfig(**_read(given, owner, known, resources=_needs))
     for name, much in read.resources:
-        there = config.resources.get(name, 0)
+        if name not in config.resources:
+            near = _nearest(name, config.resources)
+            raise ConfigError(
+                f"resources in {owner} asks for {name!r}, and there is no such resource; expected "
+                f"one of those in Eventor's config ({_listed(config.resources)})"
+                + (f"; did you mean {near!r}?" if near else "")
+            )
+        there = config.resources[name]
         if much > there:
             raise ConfigError(
                 f"resources in {owner} asks for {much} of {name!r}; expected at most {there}, "
@@ -364,12 +371,16 @@ def read_word(kind: type[_E], given: object, what: str) -> _E:
         raise ConfigError(f"{what} is {given!r}; expected one of {known}") from None
 
 
-def unknown(given: object, known: list[str]) -> str:
+def unknown(given: object, known: Collection[str]) -> str:
     """Say what was probably meant by a word that is none of `known`."""
+    near = _nearest(given, known)
+    return f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
+
+
+def _nearest(given: object, known: Collection[str]) -> str | None:
     import difflib  # noqa: PLC0415 (its import is slow, and only a mistake needs it)
 
-    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return next(iter(difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)), None)
 
 
 def _read(

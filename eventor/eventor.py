@@ -681,10 +681,14 @@ class Eventor:
         reason = self._inbox.stopped_by
         self._inbox.forget_stop()
         left = [
-            f"{number} {what}"
-            for number, what in (
-                (self._plan.waiting, "tasks stay ready"),
-                (self._plan.delayed, "delayed associations stay due"),
+            _counted(number, one, many)
+            for number, one, many in (
+                (self._plan.waiting, "task stays ready", "tasks stay ready"),
+                (
+                    self._plan.delayed,
+                    "delayed association stays due",
+                    "delayed associations stay due",
+                ),
             )
             if number and self._plan.stopping
         ]
@@ -716,7 +720,12 @@ class Eventor:
         for finding in found[:_WARNED]:
             self._journal.say(logging.WARNING, finding.message, "loop_session_start")
         if len(found) > _WARNED:
-            message = f"{len(found) - _WARNED} more warnings of this kind are in ev.check()"
+            more = _counted(
+                len(found) - _WARNED,
+                "more warning of this kind is",
+                "more warnings of this kind are",
+            )
+            message = f"{more} in ev.check()"
             self._journal.say(logging.WARNING, message, "loop_session_start")
 
     def _define(self) -> bool:
@@ -839,6 +848,10 @@ class Eventor:
                 f"{self!r} was cut short ({self._broken}) and cannot go on; "
                 "close it and recover the run with RunMode.recover"
             )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _now() -> datetime:

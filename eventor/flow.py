@@ -455,7 +455,10 @@ class Flow:
                 f"the name of the {kind} is {name!r}; expected printable characters, at least one"
             )
         if name in taken:
-            raise DefinitionError(f"there is a {kind} {name!r} already; its name must be unique")
+            article = "an" if kind == "event" else "a"
+            raise DefinitionError(
+                f"there is {article} {kind} {name!r} already; its name must be unique"
+            )
         return str.__str__(name)
 
 

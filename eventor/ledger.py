@@ -110,7 +110,7 @@ def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beg
                 f"run {run_id} has no recovery {base} to recover from; "
                 f"it has {', '.join(map(str, sorted(parents)))}"
             )
-        keeper = _refuse_owned(connection, run_id, beginning.now)
+        keeper = _refuse_owned(connection, run_id, beginning.now, "recovered")
         lineage = tuple(_lineage(parents, base))
         _insert_recovery(connection, run_id, latest + 1, base, claim, beginning, keeper)
         return Ledger(store, claim, run_id, latest + 1, lineage, keeper)
@@ -129,7 +129,7 @@ def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
             return _begin(connection, store, claim, name, beginning)
         parents = _parents(connection, run_id)
         latest = max(parents)
-        keeper = _refuse_owned(connection, run_id, beginning.now)
+        keeper = _refuse_owned(connection, run_id, beginning.now, "continued")
         connection.execute(
             update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
             _owned(claim, beginning),
@@ -546,8 +546,14 @@ def _owned(claim: Owner, beginning: Beginning) -> dict[str, Any]:
     }
 
 
-def _refuse_owned(connection: Connection, run_id: int, now: datetime) -> Owner | None:
+def _refuse_owned(connection: Connection, run_id: int, now: datetime, to_be: str) -> Owner | None:
     """Return the keeper of a run that nobody owns, if it has had one; it may be at work yet.
+
+    Args:
+        connection: to the store.
+        run_id: the run.
+        now: the time.
+        to_be: what is to be done with the run, for the message.
 
     Raises:
         OwnershipError: the owner of its latest recovery lives.
@@ -558,16 +564,16 @@ def _refuse_owned(connection: Connection, run_id: int, now: datetime) -> Owner |
             return None
         return Owner(str(row.owner_host), int(row.keeper_pid), str(row.keeper_began))
     by = owner_of(row)
-    held = f"run {run_id} is owned by {by}, in its recovery {row.recovery}, and cannot be "
+    held = f"run {run_id} is owned by {by}, in its recovery {row.recovery}, and cannot be {to_be}"
     if owner.is_running(by) is None:
         seen = max(0.0, (now - row.heartbeat_at).total_seconds())
         raise OwnershipError(
-            f"{held}recovered yet: that process cannot be looked at from here, was heard of "
+            f"{held} yet: that process cannot be looked at from here, was heard of "
             f"{seen:.1f} s ago, and counts as dead after {row.lease_seconds or 0.0:g} s"
         )
     if row.owner_pid == os.getpid():
-        raise OwnershipError(f"{held}recovered: that is this program, which has to close it first")
-    raise OwnershipError(f"{held}recovered while that process lives")
+        raise OwnershipError(f"{held}: that is this program, which has to close it first")
+    raise OwnershipError(f"{held} while that process lives")
 
 
 def _last_end(tasks: list[Row], recovery: int) -> Row | str:

@@ -47,7 +47,7 @@ def test_a_stop_leaves_what_is_due_later_for_a_recovery(make, tmp_path, debug_lo
     ev, go = delayed(make, 3600)
     ev.trigger_event(go, 1)
     assert ev.run(max_loops=1) is False
-    assert "Paused by max_loops: 1 delayed associations stay due for the next call" in debug_log()
+    assert "Paused by max_loops: 1 delayed association stays due for the next call" in debug_log()
     ev.close()
     for mode in ("recover", "continue"):
         # What is due does not begin anew: its time is that of the first recovery.
@@ -91,11 +91,14 @@ def test_a_crash_while_it_waits_loses_nothing(start, tmp_path):
     assert ready >= due
 
 
-@pytest.mark.parametrize("delay", [-1, "1", None, True, 1e12, float("nan")])
+@pytest.mark.parametrize("delay", [-1, "1", None, True, 1e12, float("nan"), float("inf")])
 def test_a_bad_delay_is_named(make, delay):
     ev = make()
     go = ev.add_event("go")
-    words = rf"the delay of an association of event 'go' is {delay!r}; expected a "
+    words = (
+        rf"the delay of an association of event 'go' is {delay!r}; "
+        "expected a number of seconds from 0 to 1,000,000,000$"
+    )
     with pytest.raises(evr.DefinitionError, match=words.replace("+", r"\+")):
         ev.add_assoc(go, ev.add_step("s", int), delay=delay)
     assert not ev._flow.delayed

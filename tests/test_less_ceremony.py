@@ -78,7 +78,7 @@ def test_the_name_of_an_own_event_may_not_be_taken(make):
         _ = step.success
     assert step.triggers == {}
     assert step.ready.name == "s.ready"
-    with pytest.raises(evr.DefinitionError, match=r"there is a event 's\.ready' already"):
+    with pytest.raises(evr.DefinitionError, match=r"there is an event 's\.ready' already"):
         ev.add_event("s.ready")
 
 
@@ -243,7 +243,7 @@ def test_an_error_leaves_nothing_defined(make):
     refused("of another Eventor", after=(go, foreign))
     refused("write `@ev.step\\(\\)`", work)
     refused("is no part of an expression", after="go")
-    refused("a event 'work.after' already", after=(go, go))
+    refused("an event 'work.after' already", after=(go, go))
     refused("has no key 'colour'", after=(go, go), name="w", config={"colour": 1})
     refused("has no status 'at_end'", after=go, triggers={"at_end": go})
     refused("needs a `name`", after=go, func=3)

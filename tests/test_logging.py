@@ -204,5 +204,5 @@ def test_a_failure_is_logged_with_its_traceback(caplog, make, tmp_path):
         ev()
     assert "Step completed s[1], status: failure, result KeyError: 'key'" in caplog.text
     assert "Traceback (most recent call last):" in caplog.text
-    assert "Stopped by a failure: 1 tasks stay ready for a recovery" in caplog.text
+    assert "Stopped by a failure: 1 task stays ready for a recovery" in caplog.text
     assert "KeyError: 'key'" in Path(tmp_path / "logs/conftest.error.log").read_text()

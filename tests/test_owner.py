@@ -185,8 +185,10 @@ def test_a_run_whose_row_is_gone_is_not_owned(make, tmp_path):
 
 def test_in_one_program_a_run_is_recovered_once_it_is_closed(make, tmp_path):
     ev = make()
-    with pytest.raises(evr.OwnershipError, match="this program, which has to close it first"):
-        make(run_mode=evr.RunMode.recover)
+    for mode, what in (("recover", "recovered"), ("continue", "continued")):
+        words = f"cannot be {what}: that is this program, which has to close it first"
+        with pytest.raises(evr.OwnershipError, match=words):
+            make(run_mode=mode)
     with make() as other:
         assert other.run_id == 2
     ev.close()

@@ -127,7 +127,14 @@ def test_a_higher_priority_starts_first(make):
     ("config", "words"),
     [
         ({"resources": {"gpu": 3}}, "asks for 3 of 'gpu'; expected at most 2, .*gpu: 2, licence"),
-        ({"resources": {"cpu": 1}}, "asks for 1 of 'cpu'; expected at most 0"),
+        (
+            {"resources": {"cpu": 1}},
+            r"and there is no such resource; .* \(gpu: 2, licence: 1\); did you mean 'gpu'\?$",
+        ),
+        (
+            {"resources": {"memory": 1}},
+            r"'memory', and there is no such resource; expected one of .* \(gpu: 2, licence: 1\)$",
+        ),
         ({"resources": ["gpu"]}, r"resources .* is \['gpu'\]; expected a mapping of names"),
         ({"resources": {"gpu": -1}}, "expected a mapping of names to whole numbers, not below 0"),
         ({"resources": {"gpu": 0.5}}, "expected a mapping of names to whole numbers"),
@@ -145,6 +152,6 @@ def test_bad_resources_are_named(make):
     with pytest.raises(evr.ConfigError, match=r"resources in Eventor's config is \{'gpu': '2'\}"):
         make(config={"resources": {"gpu": "2"}})
     ev = make()
-    with pytest.raises(evr.ConfigError, match=r"'gpu'; expected at most 0, .*\(there are none\)"):
+    with pytest.raises(evr.ConfigError, match=r"no such resource; .* config \(there are none\)$"):
         ev.add_step("s", int, config={"resources": {"gpu": 1}})
     ev.add_step("s", int, config={"resources": {"gpu": 0}})

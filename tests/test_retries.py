@@ -204,7 +204,10 @@ def test_a_failure_that_is_rerun_has_all_its_attempts_again(make, flaky):
     [
         ({"max_attempts": 0}, "max_attempts in the config of step 's' is 0; expected a whole num"),
         ({"max_attempts": True}, "max_attempts .* is True; expected a whole number, at least 1"),
-        ({"retry_delay": -1}, "retry_delay .* is -1; expected a finite number of seconds"),
+        (
+            {"retry_delay": -1},
+            "retry_delay .* is -1; expected a number of seconds from 0 to 1,000,000,000",
+        ),
         ({"retry_delay": 1e12}, "retry_delay .*; expected a number of seconds from 0 to 1,000,000"),
         ({"retry_backoff": 0}, "retry_backoff .* is 0; expected a finite number above 0"),
         ({"retry_jitter": "1"}, "retry_jitter .* is '1'; expected"),

@@ -99,7 +99,7 @@ def test_a_termination_has_its_default_effect_once_all_is_recorded(interrupt, tm
     assert (process.returncode, out) == (-signal.SIGTERM, "")
     assert tasks(tmp_path) == [(0, "first", "success", None), (0, "second", "ready", None)]
     assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
-    assert "Stopped by SIGTERM: 1 tasks stay ready" in err
+    assert "Stopped by SIGTERM: 1 task stays ready" in err
 
 
 def test_a_termination_reaches_the_handler_of_the_program(interrupt, tmp_path):
