@@ -13,10 +13,31 @@ if TYPE_CHECKING:
     from eventor.types import Sequence
 
 
+class PartOfPlaceholderError(DefinitionError, AttributeError):
+    """An attribute is asked of a placeholder, as if the value were there for which it stands.
+
+    An AttributeError too, so that whoever looks whether there is that attribute is told no.
+    """
+
+
 class Placeholder:
     """Stands for a value: as an argument, or inside lists, tuples and dicts in one."""
 
     __slots__ = ()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # it is Python, or a tool, that looks what this is
+            raise AttributeError(name, name=name, obj=self)
+        raise PartOfPlaceholderError(self._tell(f".{name}"))
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise DefinitionError(self._tell(f"[{key!r}]"))
+
+    def _tell(self, part: str) -> str:
+        return (
+            f"{self!r} stands for the whole value, which is there only when a step runs that is "
+            f"given it; take {part} of it in the function of that step"
+        )
 
     def __hash__(self) -> NoReturn:
         raise DefinitionError(

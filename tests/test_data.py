@@ -2,8 +2,10 @@
 
 import collections
 import copy
+import inspect
 import multiprocessing
 import pickle
+import pprint
 import threading
 
 import pytest
@@ -335,6 +337,42 @@ def test_what_cannot_be_resolved_is_refused(make):
     # What has none of them may be of any shape.
     endless[0], endless[1:] = 1, [endless]
     assert ev.add_step("s", echo, (endless,)).has_placeholders is False
+
+
+def test_a_part_of_a_result_cannot_be_taken_before_it_is_there(make):
+    step = make().add_step("own", dict)
+    for placeholder, told in [
+        (step.result, "<the result of step 'own'>"),
+        (evr.sequence, "eventor.sequence"),
+    ]:
+        for take, part in [
+            (lambda one: one["a"], "['a']"),
+            (lambda one: one.rows, ".rows"),
+            (lambda one: one.rows(), ".rows"),
+            (lambda one: [*one], "[0]"),
+            (lambda one: 1 in one, "[0]"),
+        ]:
+            with pytest.raises(evr.DefinitionError) as caught:
+                take(placeholder)
+            assert str(caught.value) == (
+                f"{told} stands for the whole value, which is there only when a step runs that is "
+                f"given it; take {part} of it in the function of that step"
+            )
+
+
+def test_who_looks_at_a_placeholder_finds_no_more_than_it_has(make):
+    """As those do that copy, show or inspect what they do not know."""
+    step = make().add_step("own", dict)
+    for placeholder in (step.result, evr.sequence):
+        for probed in ("rows", "__array__", "_repr_html_", "__deepcopy__", "__wrapped__"):
+            assert not hasattr(placeholder, probed)
+        with pytest.raises(AttributeError) as caught:
+            _ = placeholder.__array__
+        assert not isinstance(caught.value, evr.EventorError)
+        assert inspect.unwrap(placeholder) is placeholder
+        for same in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+            assert repr(same(placeholder)) == repr(placeholder)
+        assert pprint.pformat([placeholder]) == f"[{placeholder!r}]"
 
 
 def test_a_placeholder_is_copied_and_pickled_by_its_name(make):
