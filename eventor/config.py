@@ -260,6 +260,20 @@ _READERS: dict[str, Callable[[object], Any]] = {
 }
 
 
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "max_attempts": ("retries", "max_retries", "tries", "max_tries", "stop", "stop_after_attempt"),
+    "retry_delay": ("retry_delay_seconds", "default_retry_delay", "wait", "wait_fixed"),
+    "retry_backoff": ("retry_exponential_backoff", "wait_exponential"),
+    "retry_jitter": ("retry_jitter_factor", "wait_random"),
+    "retry_on": ("autoretry_for", "retry_condition_fn", "retry_if_exception_type"),
+    "timeout": ("timeout_seconds", "execution_timeout", "time_limit", "soft_time_limit"),
+    "capture_output": ("log_prints",),
+    "resources": ("cpu", "cpus", "gpu", "gpus", "memory", "pool", "pool_slots"),
+    "priority": ("priority_weight",),
+}
+"""For keys of a step's config, what other engines (Airflow, Celery, Prefect, tenacity) call it."""
+
+
 _FOR_PROCESSES = ("timeout", "capture_output")
 """What a step that runs in the owner's own process cannot have."""
 
@@ -378,6 +392,9 @@ def unknown(given: object, known: Collection[str]) -> str:
 
 
 def _nearest(given: object, known: Collection[str]) -> str | None:
+    for ours, theirs in ELSEWHERE.items():
+        if given in theirs and ours in known:
+            return ours
     import difflib  # noqa: PLC0415 (its import is slow, and only a mistake needs it)
 
     return next(iter(difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)), None)

@@ -1,5 +1,7 @@
 """Every wrong call is an `EventorError` at that call, which names the thing and changes nothing."""
 
+import dataclasses
+import itertools
 import logging
 import os
 import socket
@@ -9,6 +11,7 @@ import threading
 import pytest
 
 import eventor as evr
+from eventor.config import ELSEWHERE, StepConfig
 
 
 @pytest.fixture
@@ -117,6 +120,43 @@ def test_steps(ev, arguments, words):
     with pytest.raises(evr.EventorError, match=words):
         ev.add_step("s", **{"func": int, **arguments})
     ev.add_step("s", func=int)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("retries", "max_attempts"),
+        ("max_retries", "max_attempts"),
+        ("retry_delay_seconds", "retry_delay"),
+        ("default_retry_delay", "retry_delay"),
+        ("retry_exponential_backoff", "retry_backoff"),
+        ("retry_jitter_factor", "retry_jitter"),
+        ("autoretry_for", "retry_on"),
+        ("wait", "retry_delay"),
+        ("stop", "max_attempts"),
+        ("timeout_seconds", "timeout"),
+        ("execution_timeout", "timeout"),
+        ("soft_time_limit", "timeout"),
+        ("cpu", "resources"),
+        ("gpus", "resources"),
+        ("pool", "resources"),
+        ("priority_weight", "priority"),
+        ("log_prints", "capture_output"),
+    ],
+)
+def test_a_key_that_other_engines_have_leads_to_ours(ev, given, meant):
+    words = f"the config of step 's' has no key '{given}'; did you mean '{meant}'\\?$"
+    with pytest.raises(evr.ConfigError, match=words):
+        ev.add_step("s", int, config={given: 1})
+
+
+def test_what_was_meant_is_one_of_the_keys_there(make):
+    ours = {field.name for field in dataclasses.fields(StepConfig)}
+    assert set(ELSEWHERE) <= ours
+    assert ours.isdisjoint(itertools.chain(*ELSEWHERE.values()))
+    for given, words in (("cpu", "did you mean 'resources'"), ("stop", "known are workdir")):
+        with pytest.raises(evr.ConfigError, match=f"has no key '{given}'; {words}"):
+            make(config={given: 1})
 
 
 def test_associations_and_triggers_of_the_wrong_things(ev, foreign):
