@@ -212,8 +212,8 @@ class StepConfig:
         retry_delay: seconds between the end of a failed attempt and the next one.
         retry_backoff: by what the delay is multiplied from one attempt to the next.
         retry_jitter: seconds; up to so many are added to each delay, by chance.
-        retry_on: the exception classes upon which a task is tried again; None is any failure, the
-            death of its process included.
+        retry_on: the exception classes upon which a task is tried again; None is any failure of
+            what it calls, the death of its process included.
         resources: how much a task needs of the Eventor's resources, while it is active.
         timeout: seconds after which a task is ended, with all that it has started, and has failed;
             None is no limit. Threads cannot be ended.

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 
@@ -112,6 +113,34 @@ def test_what_is_tried_again(make, flaky, fail, retry_on, attempts):
     ev()
     assert flaky.count() == attempts
     assert ev.tasks()[0].attempt == attempts
+
+
+@pytest.mark.parametrize("retry_on", [None, Exception])
+@pytest.mark.parametrize("lacking", ["missing", "not unpicklable", "not picklable"])
+def test_what_cannot_be_called_is_never_tried_again(make, lacking, retry_on):
+    """Neither without a result that it takes, nor if it cannot be sent to its process."""
+    spawn = multiprocessing.get_context("spawn").Process
+    ev = make(config={"task_construct": spawn, "stop_on_exception": False})
+    go = ev.add_event("go")
+    earlier = ev.add_step("earlier", {"missing": divmod}.get(lacking, Tied), args=(1, 0))
+    argument = threading.Lock() if lacking == "not picklable" else earlier.result
+    config = {"max_attempts": 3, "retry_on": retry_on}
+    ev.add_assoc(go, earlier)
+    ev.add_assoc(earlier.complete, ev.add_step("s", print, args=(argument,), config=config))
+    ev.trigger_event(go)
+    ev()
+    (task,) = ev.tasks("s")
+    assert (task.status, task.attempt, len(task.attempts)) == ("failure", 1, 1)
+
+
+class Tied:
+    """Is pickled, and cannot be unpickled."""
+
+    def __init__(self, *_):
+        pass
+
+    def __reduce__(self):
+        return int, ("x",)
 
 
 FLAKY = """
