@@ -278,7 +278,7 @@ def unusable(tmp_path):
         broken: "cannot be read as a SQLite database",
         other: "a SQLite database of something else",
         wal: "a SQLite database of something else",
-        newer: "schema version 99, and this eventor knows versions up to 4",
+        newer: "schema version 99, and this eventor knows versions up to 5",
         tmp_path: "is a directory",
         tmp_path / "fifo": "no regular file",
         tmp_path / "socket": "no regular file",

@@ -143,8 +143,8 @@ def test_what_is_kept_is_the_end_by_whole_characters(parts, kept):
     reading, writing = os.pipe()
     os.write(writing, written)
     os.close(writing)
-    with mock.patch.object(output, "KEPT_BYTES", kept), contextlib.redirect_stdout(None):
-        one = output.Output(reading, "stdout")
+    with mock.patch.object(output, "KEPT_BYTES", kept):
+        one = output.Output(reading, mock.Mock())
         one.read_all()
         one.close()
         text = one.text
