@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import os
@@ -40,12 +39,12 @@ class Event(Atom):
     expr: Expr | None = None
 
 
-_AS_THE_FUNCTION = (
-    *functools.WRAPPER_ASSIGNMENTS,
-    # By which `inspect` tells a coroutine function, also where there is no mark for one (3.11).
-    "__code__",
-    "__defaults__",
-    "__kwdefaults__",
+_HIDDEN = ("__module__", "__doc__", "__annotations__")
+"""What a step has as its function has it, and would have of its class."""
+
+_AS_THE_FUNCTION = frozenset(
+    # The last three are those by which `inspect` tells a coroutine function, also on Python 3.11.
+    ("__name__", "__qualname__", "__type_params__", "__code__", "__defaults__", "__kwdefaults__")
 )
 """What a step has as its function has it, if that does."""
 
@@ -88,9 +87,14 @@ class Step:
     has_placeholders: bool
 
     def __post_init__(self) -> None:
-        for name in _AS_THE_FUNCTION:
-            with contextlib.suppress(AttributeError):
-                object.__setattr__(self, name, getattr(self.func, name))
+        for name in _HIDDEN:
+            if hasattr(self.func, name):
+                vars(self)[name] = getattr(self.func, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _AS_THE_FUNCTION:
+            return getattr(self.func, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is the function's, which need not be picklable."""
