@@ -46,6 +46,8 @@ from eventor.types import (
     TaskCounts,
     TaskStatus,
     ThingKind,
+    Transition,
+    TransitionKind,
     Why,
 )
 
@@ -88,6 +90,8 @@ __all__ = [
     "TaskCounts",
     "TaskStatus",
     "ThingKind",
+    "Transition",
+    "TransitionKind",
     "TriggerError",
     "UsageError",
     "Why",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import math
 import multiprocessing
@@ -15,8 +16,14 @@ from eventor.errors import ConfigError
 
 if TYPE_CHECKING:
     from eventor.queue import Needs
+    from eventor.types import Transition
 
 _E = TypeVar("_E")
+
+Hook = Callable[["Transition"], object]
+"""What a program has called upon what happens in a run."""
+
+Hooks = tuple[Hook, ...]
 
 _LONGEST_LEASE = 10_000_000
 
@@ -165,6 +172,13 @@ def _needs(value: object) -> Needs:
     return tuple(sorted((name, much) for name, much in _amounts(value).items() if much))
 
 
+def _hooks(value: object) -> Hooks:
+    hooks = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if all(callable(one) and not inspect.iscoroutinefunction(one) for one in hooks):
+        return hooks
+    raise ValueError("a function of a Transition, which is no coroutine, or a list of them")
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The config of an Eventor (interface: *Eventor Class Initiator*, config).
@@ -186,6 +200,8 @@ class Config:
             there is nothing left to do; `math.inf` is until `stop` or a signal.
         strict_recovery: whether a recovery refuses to run a flow that is not what was recorded.
         resources: how much there is of what steps ask for in their config, by name.
+        on_transition: what is called with a `Transition` when something has happened in the run: a
+            function, or a list of them.
     """
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
@@ -199,6 +215,7 @@ class Config:
     linger: float = 0
     strict_recovery: bool = False
     resources: Mapping[str, int] = field(default_factory=dict)
+    on_transition: Hooks = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +268,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "lease_seconds": _lease,
     "linger": _linger,
     "strict_recovery": _flag,
+    "on_transition": _hooks,
     "max_attempts": _attempts,
     "retry_delay": read_delay,
     "retry_backoff": _factor,

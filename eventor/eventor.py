@@ -34,6 +34,7 @@ from eventor.errors import (
 )
 from eventor.flow import Event, Flow, Step, read_sequence
 from eventor.history import History
+from eventor.hooks import Announcer
 from eventor.launch import Launcher, most_at_once
 from eventor.ledger import Beginning, begin_recovery, begin_run, continue_run
 from eventor.logs import Journal, file_name
@@ -147,6 +148,9 @@ class Eventor:
             else:
                 ledger = begin_run(self._store, name, beginning)
             self._ledger = ledger
+            self._announcer = Announcer(
+                self._config.on_transition, ledger.run_id, ledger.recovery, name, self._journal
+            )
             _await_keeper(ledger)
             self._left = ledger.left()
             self._standing = ledger.standing()
@@ -645,6 +649,16 @@ class Eventor:
         if not self._resumed:
             self._resume_run()
         self._raise_again()
+        try:
+            self._announcer.begin(_now())
+            succeeded = self._run_flow(max_loops)
+        except BaseException as error:
+            self._announcer.end(_now(), error)
+            raise
+        self._announcer.end(_now(), succeeded=succeeded)
+        return succeeded
+
+    def _run_flow(self, max_loops: int | None) -> bool:
         doubtful = self._warn_before()
         try:
             self._define()
@@ -655,6 +669,7 @@ class Eventor:
                 self._plan,
                 self._ledger,
                 self._journal,
+                self._announcer,
                 self._inbox,
                 Launcher(
                     self._config.task_construct,
@@ -791,7 +806,7 @@ class Eventor:
         if self._broken is not None or not self._running.acquire(blocking=False):
             return
         try:
-            if self._inbox and not self._is_refused():
+            while self._inbox and not self._is_refused():  # a hook may trigger more
                 self._note_triggers()
         except BaseException as error:
             self._broken = f"{type(error).__name__}: {error}"
@@ -804,6 +819,7 @@ class Eventor:
         changes = self._plan.note(self._inbox.take(), now)
         if changes:
             self._ledger.record(changes, now)
+            self._announcer.tell(changes, (), now)
         for change in changes:
             self._journal.say(logging.DEBUG, repr(change), "trigger_event")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from eventor.flow import Flow
+    from eventor.hooks import Announcer
     from eventor.launch import Launcher
     from eventor.ledger import Ledger
     from eventor.logs import Journal
@@ -136,6 +137,7 @@ class Loop:
         plan: the state, and the rules.
         ledger: where every change is written.
         journal: where it is said.
+        announcer: tells the program's hooks of it.
         inbox: where triggers and requests to stop come in.
         launcher: what starts the steps, and hears of their triggers and ends.
         sleep: seconds, the longest wait between two passes, and between two looks at what other
@@ -151,6 +153,7 @@ class Loop:
         plan: Plan,
         ledger: Ledger,
         journal: Journal,
+        announcer: Announcer,
         inbox: Inbox,
         launcher: Launcher,
         sleep: float,
@@ -162,6 +165,7 @@ class Loop:
         self._plan = plan
         self._ledger = ledger
         self._journal = journal
+        self._announcer = announcer
         self._inbox = inbox
         self._launcher = launcher
         self._clock = clock
@@ -210,7 +214,10 @@ class Loop:
         while True:
             now = self._clock()
             changes = self._decide(failed, now)
-            failed = self._launch(changes)
+            try:
+                failed = self._launch(changes)
+            finally:  # they are recorded, whatever becomes of what they launch
+                self._announcer.tell(changes, self._unwritten, now)
             self._report(changes)
             if max_loops is not None and any(isinstance(one, TaskActive) for one in changes):
                 launches += 1

@@ -204,6 +204,74 @@ class Preview:
         return "\n".join(lines) or "nothing to do"
 
 
+class TransitionKind(StrEnum):
+    """What has happened, of which a `Transition` tells."""
+
+    run_started = "run_started"
+    """A call of `ev()` has begun."""
+    event_raised = "event_raised"
+    """An event was raised."""
+    task_ready = "task_ready"
+    """A task was created, or was cut short before, and waits for its turn."""
+    task_active = "task_active"
+    """An attempt at a task was recorded as active, and was started."""
+    attempt_failed = "attempt_failed"
+    """An attempt has failed, and the task waits for the next."""
+    task_success = "task_success"
+    """A task has ended well."""
+    task_failure = "task_failure"
+    """A task has failed."""
+    task_skipped = "task_skipped"
+    """A task counts as a success without running."""
+    run_ended = "run_ended"
+    """A call of `ev()` is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One thing that has happened in a run, as the hooks in `on_transition` are told.
+
+    Attributes:
+        kind: what has happened.
+        at: when, in UTC, as it stands in the store.
+        run_id: the number of the run.
+        recovery: the number of the recovery.
+        run_name: the name of the run.
+        name: the event's or the step's name, by the kind; None for the run itself.
+        sequence: the sequence; None for the run itself.
+        cause: why an event was raised or a task created; None for other kinds, and for a task that
+            a continued recovery found cut short.
+        attempt: for a task, how many times it was started since it last ended, earlier recoveries
+            included; None where that is not told, as for one that is skipped.
+        pid: the process of an attempt; None where there is none.
+        error: for a failure the exception's type and message, the exit code, or the signal; for
+            the end of the run, the exception that `ev()` raises.
+        traceback: the exception's traceback, if a task failed by one.
+        due_at: for a failed attempt, when the next may start, in UTC.
+        succeeded: for the end of the run, whether `ev()` returns True; None for other kinds.
+    """
+
+    kind: TransitionKind
+    at: datetime
+    run_id: int
+    recovery: int
+    run_name: str
+    name: str | None = None
+    sequence: Sequence | None = None
+    cause: Cause | None = None
+    attempt: int | None = None
+    pid: int | None = None
+    error: str | None = None
+    traceback: str | None = field(default=None, repr=False)
+    due_at: datetime | None = None
+    succeeded: bool | None = None
+
+    def __str__(self) -> str:
+        run = f"{self.run_id}.{self.recovery}"
+        of = run if self.name is None else f"{self.name}[{self.sequence}]"
+        return f"{self.kind} {of}" + ("" if self.error is None else f": {self.error}")
+
+
 class FindingKind(StrEnum):
     """The kinds of what `Eventor.check` finds."""
 

@@ -45,6 +45,7 @@ FLOORS = [
     "launch",
     "logs",
     "requests",
+    "hooks",
     "loop",
     "eventor",
     "attached",
