@@ -49,6 +49,7 @@ FLOORS = [
     "loop",
     "eventor",
     "attached",
+    "telemetry",
     "__init__",
 ]
 
