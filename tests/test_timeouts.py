@@ -104,7 +104,9 @@ def test_a_step_that_stops_itself_when_told_to_end_is_killed(line, short_grace):
 
 @pytest.mark.parametrize("config", CONSTRUCTS[:2])
 @pytest.mark.parametrize(
-    "ends", [lambda *_: sys.exit(0), lambda *_: os._exit(0), lambda *_: 1 / 0], ids=repr
+    "ends",
+    [lambda *_: sys.exit(0), lambda *_: os._exit(0), lambda *_: 1 / 0],
+    ids=["sys.exit", "os._exit", "raise"],
 )
 def test_what_a_late_step_says_does_not_count(line, config, ends):
     def obey():
