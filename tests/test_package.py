@@ -49,6 +49,7 @@ FLOORS = [
     "loop",
     "eventor",
     "attached",
+    "rehearse",
     "telemetry",
     "__init__",
 ]

@@ -1,0 +1,89 @@
+"""The flow of a script, without its run."""
+
+import sys
+import textwrap
+
+import pytest
+
+import eventor as evr
+from eventor.rehearse import rehearse
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(code):
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(code))
+        return path
+
+    return write
+
+
+FLOW = """
+    import pathlib, sys
+    from helper import step
+    import eventor
+
+    CONFIG = {"logdir": "logs"}
+
+    def main():
+        try:
+            with eventor.Eventor("daily", "flow.db", run_mode="recover", config=CONFIG) as ev:
+                go = ev.add_event("go")
+                ev.add_assoc(go, ev.add_step(sys.argv[1], step))
+                ev.trigger_event(go)
+                print("before")
+                ev()
+                pathlib.Path("after").touch()
+        except Exception:
+            pathlib.Path("caught").touch()
+
+    if __name__ == "__main__":
+        main()
+"""
+
+
+def test_a_script_is_executed_up_to_its_first_call(written, tmp_path, monkeypatch, capsys):
+    """It finds what stands beside it, and its arguments; its store is neither read nor written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper.py").write_text("def step(): pass\n")
+    path, before = written(FLOW), (list(sys.path), list(sys.argv), evr.Eventor)
+    seen = rehearse(path, lambda ev: (list(ev._flow.steps), ev.tasks()), ["first"])
+    assert seen == (["first"], [])
+    assert (sys.path, sys.argv, evr.Eventor) == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
+        "helper.py",
+        "script.py",
+    ]
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "before\n")
+
+
+def test_a_script_that_never_calls_shows_what_it_made_last(written):
+    path = written("""
+        from eventor import Eventor
+        Eventor("one").add_event("a")
+        with Eventor("two") as ev:
+            ev.add_event("b")
+    """)
+    assert rehearse(path, lambda ev: list(ev._flow.events)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("x = 1", "has made no Eventor"),
+        ("1 / 0", "ended before it called ev\\(\\): ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit('no input')", "ended before it called .*SystemExit: no input"),
+        ("import eventor; eventor.Eventor(config=7)", "ConfigError: .*config is 7"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_a_script_without_a_flow_is_told(written, code, words):
+    with pytest.raises(evr.UsageError, match=words):
+        rehearse(written(code), repr)
+
+
+def test_what_is_no_script_is_told(tmp_path):
+    with pytest.raises(evr.UsageError, match=r"no script '.*nothing\.py'"):
+        rehearse(tmp_path / "nothing.py", repr)
