@@ -390,6 +390,17 @@ def read_max_loops(given: object) -> int | None:
     raise ConfigError(f"max_loops is {given!r}; expected a whole number above 0, or None")
 
 
+def read_progress(given: object) -> bool | None:
+    """Return whether progress is shown; None is by where it would be shown.
+
+    Raises:
+        ConfigError: it is neither True, False nor None.
+    """
+    if given is None or isinstance(given, bool):
+        return given
+    raise ConfigError(f"progress is {given!r}; expected True, False, or None")
+
+
 def read_word(kind: type[_E], given: object, what: str) -> _E:
     """Return the member of the enum `kind` that was given as itself or as its value.
 

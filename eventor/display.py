@@ -15,7 +15,10 @@ import selectors
 import stat
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MOST_WAITING = 1 << 22
 """How much waits to be shown; steps wait long before, those that have ended cannot."""
@@ -29,9 +32,13 @@ class Display:
     Args:
         name: *stdout* or *stderr*; the stream is the one that `sys` has of that name now.
         selector: tells when more can be written; it holds this as its data.
+        make_way: is called before text is shown.
     """
 
-    def __init__(self, name: str, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, name: str, selector: selectors.BaseSelector, make_way: Callable[[], None]
+    ) -> None:
+        self._make_way = make_way
         self._stream: Any = getattr(sys, name)
         self._selector = selector
         self._descriptor: int | None = None
@@ -64,6 +71,7 @@ class Display:
 
     def show(self, text: str) -> None:
         """Write text, whose surrogates stand for bytes that are no UTF-8, now or when it can be."""
+        self._make_way()
         if self._descriptor is None:
             self._write_text(text)
             return
@@ -117,7 +125,7 @@ class Display:
         descriptor = self.fileno()
         part = memoryview(self._waiting)[: self._at_once]
         try:
-            if self._at_once != _WHOLE and not _is_writable(descriptor):
+            if self._at_once != _WHOLE and not is_writable(descriptor):
                 return False
             written = os.write(descriptor, part)
         except BlockingIOError:
@@ -159,7 +167,8 @@ def _own(descriptor: int) -> tuple[int, int]:
     return os.dup(descriptor), select.PIPE_BUF
 
 
-def _is_writable(descriptor: int) -> bool:
+def is_writable(descriptor: int) -> bool:
+    """Tell whether something can be written without waiting."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(0))

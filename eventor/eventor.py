@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
@@ -14,11 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventor import check, drift, inside
+from eventor import check, drift, inside, live
 from eventor.config import (
     read_config,
     read_level,
     read_max_loops,
+    read_progress,
     read_run_name,
     read_word,
     unknown,
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 
     from eventor.expr import ExprLike
     from eventor.ledger import Ledger
+    from eventor.live import View
 
 
 _KEEPER_SECONDS = 10.0
@@ -378,11 +381,11 @@ class Eventor:
         self._record_triggers()
         return chosen
 
-    def __call__(self) -> bool:
+    def __call__(self, progress: bool | None = None) -> bool:
         """Run what is triggered until there is nothing to do (interface: `ev()`): `run()`."""
-        return self.run()
+        return self.run(progress=progress)
 
-    def run(self, max_loops: int | None = None) -> bool:
+    def run(self, max_loops: int | None = None, progress: bool | None = None) -> bool:
         """Run what is triggered until there is nothing to do, or a little at a time.
 
         With the config key `linger` it then waits for triggers for a while. What other processes
@@ -399,13 +402,17 @@ class Eventor:
             max_loops: after so many passes of the loop that have launched something, nothing more
                 starts: what runs is let finish and is recorded, and what is ready stays so for the
                 next call, or for `RunMode.continue_` or `RunMode.recover`. None is no limit.
+            progress: whether to show on standard error how far it is, and a summary at the end;
+                where that is no terminal, the summary alone. None is to do so on a terminal, if
+                the extra `cli` is installed and the program has no log handlers of its own.
 
         Returns:
             Whether every failure in this recovery was handled by its step's own triggers, and
             nothing was left waiting by a stop or by `max_loops`.
 
         Raises:
-            ConfigError: `max_loops` is no whole number above 0.
+            ConfigError: `max_loops` is no whole number above 0, or `progress` is neither True,
+                False nor None, or is True without the extra `cli`.
             StoreError: something could not be recorded; nothing was launched after that.
             LaunchError: the process that guards the steps cannot be started.
             OwnershipError: another host has taken over the run, since this Eventor was not heard
@@ -415,14 +422,26 @@ class Eventor:
         """
         self._check_usable()
         self._check_whole()
-        most = read_max_loops(max_loops)
+        most, wanted = read_max_loops(max_loops), read_progress(progress)
         if not self._running.acquire(blocking=False):
             raise UsageError("ev() is running already; it cannot be called again before it ends")
         try:
             # One may have come when the last call was over but for its end.
             self._inbox.forget_signals()
-            with Signals(self._inbox.interrupt, self._release_at_end):
-                return self._run(most)
+            with (
+                Signals(self._inbox.interrupt, self._release_at_end),
+                live.shown(
+                    wanted,
+                    _now,
+                    speaks=self._journal.is_alone,
+                    shares=bool(self._config.on_transition),
+                ) as view,
+                contextlib.ExitStack() as viewed,
+            ):
+                if view is not None:
+                    viewed.enter_context(self._announcer.telling(view.heed))
+                    viewed.enter_context(self._journal.above(view.erase))
+                return self._run(most, view)
         finally:
             self._running.release()
 
@@ -645,20 +664,20 @@ class Eventor:
         self._release.detach()
         _release(self._pid, self._ledger, self._store, self._journal)
 
-    def _run(self, max_loops: int | None) -> bool:
+    def _run(self, max_loops: int | None, view: View | None) -> bool:
         if not self._resumed:
             self._resume_run()
         self._raise_again()
         try:
             self._announcer.begin(_now())
-            succeeded = self._run_flow(max_loops)
+            succeeded = self._run_flow(max_loops, view)
         except BaseException as error:
             self._announcer.end(_now(), error)
             raise
         self._announcer.end(_now(), succeeded=succeeded)
         return succeeded
 
-    def _run_flow(self, max_loops: int | None) -> bool:
+    def _run_flow(self, max_loops: int | None, view: View | None) -> bool:
         doubtful = self._warn_before()
         try:
             self._define()
@@ -679,11 +698,13 @@ class Eventor:
                     self.run_id,
                     self.recovery,
                     self._journal.pass_on,
+                    (lambda: None) if view is None else view.erase,
                 ),
                 self._config.sleep_between_loops,
                 self._config.lease_seconds,
                 self._config.linger,
                 _now,
+                (lambda: math.inf) if view is None else view.watch,
             )
             whole = loop.run(max_loops)
             if self._define():

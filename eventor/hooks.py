@@ -5,6 +5,7 @@ A hook that raises is told of in the log, once, and touches neither the run nor 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from eventor.task import describe
 from eventor.types import TaskStatus, Transition, TransitionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from datetime import datetime
 
     from eventor.config import Hook
@@ -66,6 +67,15 @@ class Announcer:
         self._run_name = run_name
         self._journal = journal
         self._attempts: dict[TaskKey, _Attempt] = {}
+
+    @contextlib.contextmanager
+    def telling(self, hook: Hook) -> Iterator[None]:
+        """Tell another one too, before all others."""
+        self._hooks.insert(0, hook)
+        try:
+            yield
+        finally:
+            del self._hooks[0]
 
     def begin(self, now: datetime) -> None:
         """Tell that a call of `ev()` begins."""

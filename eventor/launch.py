@@ -75,6 +75,7 @@ class Launcher:
         run_id: the run whose steps they are.
         recovery: the recovery in that run.
         on_record: what handles the log records that come from workers.
+        make_way: is called before what they print is shown.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Launcher:
         run_id: int,
         recovery: int,
         on_record: Callable[[logging.LogRecord], None],
+        make_way: Callable[[], None],
     ) -> None:
         self._construct = construct
         self._threads = issubclass(construct, threading.Thread)
@@ -102,7 +104,7 @@ class Launcher:
         self._ending: dict[Worker, None] = {}
         self._limited: dict[Worker, None] = {}
         self._selector = selectors.DefaultSelector()
-        self._outputs = Outputs(self._selector)
+        self._outputs = Outputs(self._selector, make_way)
         self._bell: int | None = None
         self._look_at = time.monotonic() + _LOOK_SECONDS
         self._process = process_of(os.getpid())

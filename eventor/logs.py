@@ -6,6 +6,7 @@ has any for the logger `eventor`, else to standard error in eventor's format; an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from io import TextIOWrapper
 
 FORMAT = "[ %(asctime)s ][ %(levelname)s ][ %(message)s ][ %(module)s.%(funcName)s ]"
@@ -50,9 +51,24 @@ class Journal:
             _LogFile(f"{path}.debug.log", logging.DEBUG, self),
             _LogFile(f"{path}.error.log", logging.ERROR, self),
         ]
+        self._make_way: Callable[[], None] | None = None
         self._console.setFormatter(formatter)
         for file in self._files:
             file.setFormatter(formatter)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the program has no log handlers, so that eventor writes to standard error."""
+        return not _log.hasHandlers()
+
+    @contextlib.contextmanager
+    def above(self, make_way: Callable[[], None]) -> Iterator[None]:
+        """Have something called before a message is shown, for what else is on the terminal."""
+        self._make_way = make_way
+        try:
+            yield
+        finally:
+            self._make_way = None
 
     def say(self, level: int, message: str, function: str, details: str | None = None) -> None:
         """Log a message of eventor itself.
@@ -68,6 +84,8 @@ class Journal:
         self._to_files(record)
         if level < self._level or _log.manager.disable >= level:
             return
+        if self._make_way is not None:
+            self._make_way()
         if _log.hasHandlers():
             if _log.isEnabledFor(level):
                 self._hand_over(record, _log.handle)
@@ -77,6 +95,8 @@ class Journal:
     def pass_on(self, record: logging.LogRecord) -> None:
         """Hand a record that came from a step's process to the handlers of its logger here."""
         self._to_files(record)
+        if self._make_way is not None:
+            self._make_way()
         logger = logging.getLogger(record.name)
         if logger.hasHandlers():
             self._hand_over(record, logger.callHandlers)

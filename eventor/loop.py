@@ -145,6 +145,7 @@ class Loop:
         lease: seconds, the longest time in which nothing is written.
         linger: seconds for which it waits for triggers when there is nothing to do.
         clock: gives the time, in UTC.
+        watch: is called before each wait, and returns the seconds after which it is to be again.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Loop:
         lease: float,
         linger: float,
         clock: Callable[[], datetime],
+        watch: Callable[[], float],
     ) -> None:
         self._flow = flow
         self._plan = plan
@@ -169,6 +171,7 @@ class Loop:
         self._inbox = inbox
         self._launcher = launcher
         self._clock = clock
+        self._watch = watch
         self._beat = timedelta(seconds=lease / _BEATS_PER_LEASE)
         self._heard_of = NEVER
         longest = min(sleep, _LONGEST_WAIT, self._beat.total_seconds())
@@ -232,7 +235,7 @@ class Loop:
                     return True
             elif not failed:
                 self._launcher.stock(self._plan.about_to_start)
-                self._launcher.wait(bell, self._seconds_to_wait())
+                self._launcher.wait(bell, min(self._watch(), self._seconds_to_wait()))
                 with contextlib.suppress(BlockingIOError):
                     os.read(bell, 1 << 16)
 

@@ -191,10 +191,12 @@ class Outputs:
 
     Args:
         selector: tells which of them can be read; it holds each as its data.
+        make_way: is called before something is shown.
     """
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
+    def __init__(self, selector: selectors.BaseSelector, make_way: Callable[[], None]) -> None:
         self._selector = selector
+        self._make_way = make_way
         self._displays: tuple[Display, ...] = ()
         self._held: set[Display] = set()
         self._open: dict[Output, None] = {}
@@ -203,7 +205,9 @@ class Outputs:
     def listen(self, descriptors: tuple[int, ...]) -> tuple[Output, ...]:
         """Read what comes by these from now on; empty if they are none that can be read."""
         if not self._displays:
-            self._displays = tuple(Display(name, self._selector) for name in STREAMS)
+            self._displays = tuple(
+                Display(name, self._selector, self._make_way) for name in STREAMS
+            )
         try:
             outputs = tuple(
                 Output(descriptor, display)

@@ -46,6 +46,8 @@ FLOORS = [
     "logs",
     "requests",
     "hooks",
+    "progress",
+    "live",
     "loop",
     "eventor",
     "attached",
