@@ -113,7 +113,7 @@ class Display:
             stream.flush()  # what the program has written comes first
             if type(stream).write is not io.TextIOWrapper.write:
                 return
-            self._descriptor, self._at_once = _own(stream.fileno())
+            self._descriptor, self._at_once = own(stream.fileno())
             if codecs.lookup(stream.encoding).name != "utf-8":
                 self._encoding, self._errors = stream.encoding, "backslashreplace"
 
@@ -148,7 +148,7 @@ class Display:
             self._stream.flush()
 
 
-def _own(descriptor: int) -> tuple[int, int]:
+def own(descriptor: int) -> tuple[int, int]:
     """Return a descriptor of one's own to write to the same, and how much to write at once.
 
     Whether writing waits is a property that is shared by all who have a descriptor from the same

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventor import inside
-from eventor.display import is_writable
+from eventor.display import is_writable, own
 from eventor.errors import ConfigError
 from eventor.progress import Counts, Failure, Progress, Running, duration
 
@@ -90,7 +90,7 @@ class View:
     ) -> None:
         self.progress = Progress()
         self._clock = clock
-        self._terminal = terminal
+        self._terminal = self._opened = terminal
         self._shares = shares
         self._next = time.monotonic() + _SECONDS_BEFORE
 
@@ -120,6 +120,8 @@ class View:
     def close(self) -> None:
         """Leave a summary in place of the picture."""
         self.erase()
+        if self._opened is not None:
+            self._opened.close()
         if self.progress.began_at is None:
             return
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -144,7 +146,9 @@ class Terminal:
     def __init__(self, stream: Any) -> None:
         from rich.console import Console  # noqa: PLC0415 (it is optional, and slow to import)
 
-        self._stream = stream
+        # Its own, so that writing there need not wait for a terminal that takes nothing.
+        self._descriptor, _at_once = own(stream.fileno())
+        self._encoding = stream.encoding
         self._console = Console(
             file=stream, force_terminal=True, highlight=False, markup=False, emoji=False
         )
@@ -155,7 +159,7 @@ class Terminal:
 
     def draw(self, progress: Progress, now: datetime) -> None:
         """Draw a picture in place of the last one."""
-        size = os.get_terminal_size(self._stream.fileno())
+        size = os.get_terminal_size(self._descriptor)
         self._columns = size.columns or _COLUMNS
         height = (size.lines or _LINES) - 2
         lines = picture(progress, now, self._columns - 1, height, self._glyphs)
@@ -178,6 +182,10 @@ class Terminal:
         if self._drawn and self._write(f"{self._to_a_line}\x1b[J"):
             self._drawn = False
 
+    def close(self) -> None:
+        """Let go of the terminal."""
+        os.close(self._descriptor)
+
     @property
     def _to_a_line(self) -> str:
         """What moves the cursor to the start of an empty line, this one if it is empty.
@@ -188,10 +196,12 @@ class Terminal:
 
     def _write(self, text: str) -> bool:
         """Write, and tell so, unless the terminal takes nothing, as after Ctrl-S."""
-        if not is_writable(self._stream.fileno()):
+        if not is_writable(self._descriptor):
             return False
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            os.write(self._descriptor, text.encode(self._encoding, "replace"))
+        except BlockingIOError:
+            return False
         return True
 
 

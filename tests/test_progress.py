@@ -1,5 +1,6 @@
 """Progress: what is counted, the picture of it, and what is seen on a terminal."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -22,6 +23,7 @@ from rich.cells import cell_len
 
 import eventor as evr
 from eventor import TransitionKind as Kind
+from eventor import live
 from eventor.live import ASCII, COLOURED, UNCOLOURED, picture, shares
 from eventor.progress import Counts, Progress, duration
 from tests.conftest import take_signals
@@ -407,6 +409,16 @@ def test_a_terminal_may_be_resized(terminal):
     seen.open_gate()
     assert seen.end() == 0
     assert summary_of(seen.lines) == "5 succeeded"
+
+
+def test_a_terminal_that_takes_nothing_holds_up_nobody(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    reading, writing = pty.openpty()
+    with os.fdopen(writing, "w") as stream, contextlib.closing(live.Terminal(stream)) as terminal:
+        for second in range(300):
+            terminal.draw(many_steps(9), after(second))
+            terminal.erase()
+    os.close(reading)
 
 
 def test_a_small_terminal_has_a_small_picture(terminal):
