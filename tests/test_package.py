@@ -31,6 +31,7 @@ FLOORS = [
     "sqlite",
     "store",
     "history",
+    "timeline",
     "batch",
     "ledger",
     "fork",
