@@ -42,3 +42,7 @@ class LaunchError(EventorError):
 
 class OwnershipError(EventorError):
     """The run has another live owner, or another owner has taken it over."""
+
+
+class ReportError(EventorError):
+    """A report of a run cannot be made: what writes it is not installed."""

@@ -32,6 +32,9 @@ FLOORS = [
     "store",
     "history",
     "timeline",
+    "shown",
+    "chart",
+    "report",
     "batch",
     "ledger",
     "fork",
@@ -94,6 +97,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     (wheel,) = tmp_path.glob(f"eventor-{eventor.__version__}-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "eventor/py.typed" in names
+    assert {f"eventor/page/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert not [name for name in names if not name.startswith("eventor")]
     (sdist,) = tmp_path.glob(f"eventor-{eventor.__version__}.tar.gz")
     with tarfile.open(sdist) as archive:
