@@ -12,6 +12,7 @@ import io
 import os
 import select
 import selectors
+import socket
 import stat
 import sys
 import time
@@ -24,6 +25,9 @@ _MOST_WAITING = 1 << 22
 """How much waits to be shown; steps wait long before, those that have ended cannot."""
 
 _WHOLE = sys.maxsize
+
+_WITH_MARK = ("utf-8-sig", "utf-16", "utf-32")
+"""Encodings that begin with a mark, which is not to stand before each piece."""
 
 
 class Display:
@@ -43,6 +47,7 @@ class Display:
         self._selector = selector
         self._descriptor: int | None = None
         self._at_once = 0
+        self._put: Callable[[int, memoryview], int] = os.write
         self._encoding, self._errors = "utf-8", "surrogateescape"
         self._waiting = bytearray()
         self._missed = 0
@@ -107,14 +112,17 @@ class Display:
             self._waiting.clear()
 
     def _open(self) -> None:
-        """Take the stream's descriptor, if text that is written to it goes there unchanged."""
+        """Take the stream's descriptor, if it may be slow, and text goes there unchanged."""
         stream = self._stream
         with contextlib.suppress(Exception):
             stream.flush()  # what the program has written comes first
-            if type(stream).write is not io.TextIOWrapper.write:
+            encoding = codecs.lookup(stream.encoding).name
+            if not _is_plain(stream) or encoding in _WITH_MARK:
                 return
             self._descriptor, self._at_once = own(stream.fileno())
-            if codecs.lookup(stream.encoding).name != "utf-8":
+            if stat.S_ISSOCK(os.fstat(self._descriptor).st_mode):
+                self._put = _send
+            if encoding != "utf-8":
                 self._encoding, self._errors = stream.encoding, "backslashreplace"
 
     def _is_registered(self) -> bool:
@@ -127,7 +135,7 @@ class Display:
         try:
             if self._at_once != _WHOLE and not is_writable(descriptor):
                 return False
-            written = os.write(descriptor, part)
+            written = self._put(descriptor, part)
         except BlockingIOError:
             return False
         except OSError:  # nobody reads it any more: that is no failure of the step
@@ -148,8 +156,37 @@ class Display:
             self._stream.flush()
 
 
+def _is_plain(stream: Any) -> bool:
+    """Whether text that is written to a stream comes to its descriptor as it is, and nowhere else.
+
+    A compressed file has a descriptor, too, and a class or an object may have a `write` of its own.
+    """
+    buffer = stream.buffer
+    return (
+        type(stream) is io.TextIOWrapper
+        and "write" not in vars(stream)
+        and type(buffer) in (io.BufferedWriter, io.FileIO)
+        and type(getattr(buffer, "raw", buffer)) is io.FileIO
+        # Only such a one may have been opened with line ends of its own.
+        and (stream in (sys.__stdout__, sys.__stderr__) or not _is_regular(stream.fileno()))
+    )
+
+
+def _is_regular(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+
+def _send(descriptor: int, data: memoryview) -> int:
+    """Send what can be sent to a socket without waiting."""
+    connection = socket.socket(fileno=os.dup(descriptor))
+    with connection:
+        return connection.send(data, socket.MSG_DONTWAIT)
+
+
 def own(descriptor: int) -> tuple[int, int]:
     """Return a descriptor of one's own to write to the same, and how much to write at once.
+
+    To a socket it is to be sent without waiting.
 
     Whether writing waits is a property that is shared by all who have a descriptor from the same
     opening, in other programs too. So a pipe or terminal is opened anew, where that can be.
@@ -158,7 +195,7 @@ def own(descriptor: int) -> tuple[int, int]:
         OSError: it is closed.
     """
     mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) or stat.S_ISSOCK(mode):
         return os.dup(descriptor), _WHOLE
     if (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)) and sys.platform == "linux":
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY

@@ -1,7 +1,10 @@
 """What a step writes to standard output and error is kept with its record, and shown."""
 
+import bz2
 import contextlib
+import gzip
 import io
+import lzma
 import multiprocessing
 import os
 import pickle
@@ -371,6 +374,55 @@ def test_what_an_object_for_a_stream_cannot_encode_is_shown_with_escapes(capture
     monkeypatch.setattr("sys.stdout", Narrow())
     assert captured(lambda: print("ü")).stdout == "ü\n"
     assert sys.stdout.getvalue() == "\\xfc\n"
+
+
+@pytest.mark.parametrize("kind", [gzip, bz2, lzma])
+def test_what_is_shown_in_a_compressed_file_can_be_read(captured, tmp_path, kind):
+    with kind.open(tmp_path / "shown", "wt") as file, contextlib.redirect_stdout(file):
+        print("before")
+        captured(lambda: print("step"))
+        print("after")
+    with kind.open(tmp_path / "shown", "rt") as file:
+        assert file.read() == "before\nstep\nafter\n"
+
+
+def test_what_is_shown_has_the_line_ends_of_the_file(captured, tmp_path):
+    with (
+        (tmp_path / "shown").open("w", newline="\r\n") as file,
+        contextlib.redirect_stdout(file),
+    ):
+        captured(lambda: print("step"))
+    assert (tmp_path / "shown").read_bytes() == b"step\r\n"
+
+
+def test_a_write_that_a_program_has_put_in_place_is_called(captured, tmp_path):
+    shown = []
+    with (tmp_path / "shown").open("w") as file, contextlib.redirect_stdout(file):
+        file.write = shown.append
+        captured(lambda: print("step"))
+    assert shown == ["step\n"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_no_mark_of_an_encoding_stands_within_what_is_shown(tmp_path, encoding):
+    code = f"""if True:
+        import eventor as evr
+
+        print("begin")
+        with evr.Eventor(store=":memory:", config={{"logdir": {str(tmp_path)!r}}}) as ev:
+            go = ev.add_event("go")
+            step = ev.add_step("s", print, (evr.sequence,), config={{"capture_output": True}})
+            ev.add_assoc(go, step)
+            ev.trigger_events(go, range(3))
+            ev()
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    assert ran.stdout.decode(encoding) == "begin\n0\n1\n2\n"
 
 
 class Broken(io.StringIO):
