@@ -68,7 +68,7 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import FrameType, TracebackType
     from typing import Self
 
@@ -136,7 +136,7 @@ class Eventor:
         self._broken: str | None = None
         self._recorded = -1
         self._checked = False
-        self._running = threading.Lock()
+        self._turns = _Turns()
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
         self._store = Store(location, Access.recover if mode is RunMode.recover else Access.begin)
@@ -174,7 +174,7 @@ class Eventor:
             self._store.close()
             raise
         self._release = weakref.finalize(
-            self, _release, self._pid, self._ledger, self._store, self._journal, self._running
+            self, _release, self._pid, self._ledger, self._store, self._journal, self._turns
         )
         self._journal.say(logging.INFO, f"Eventor store file: {location}", "__init__")
 
@@ -423,7 +423,7 @@ class Eventor:
         self._check_usable()
         self._check_whole()
         most, wanted = read_max_loops(max_loops), read_progress(progress)
-        if not self._running.acquire(blocking=False):
+        if not self._turns.take():
             raise UsageError("ev() is running already; it cannot be called again before it ends")
         try:
             # One may have come when the last call was over but for its end.
@@ -443,7 +443,7 @@ class Eventor:
                     viewed.enter_context(self._journal.above(view.erase))
                 return self._run(most, view)
         finally:
-            self._running.release()
+            self._turns.give_back()
 
     def preview(self, failing: Iterable[Step | str] = ()) -> Preview:
         """Tell what `ev()` would do with what is recorded now; nothing is written or run.
@@ -462,7 +462,7 @@ class Eventor:
         if isinstance(failing, str | Step):
             failing = (failing,)
         failed = {self._step_name(step) for step in failing}
-        if not self._running.acquire(blocking=False):
+        if not self._turns.take():
             raise UsageError("ev() is running; what it would do cannot be told before it ends")
         try:
             again, changed = (self._again, []) if self._resumed else self._look_back()
@@ -476,7 +476,7 @@ class Eventor:
                 stopped=(self._inbox.stopped_by or requests.stopped_by) is not None,
             )
         finally:
-            self._running.release()
+            self._turns.give_back()
         return Preview(
             tuple(self._planned(c.task) for c in changes if isinstance(c, TaskActive)),
             tuple(self._planned(c.task) for c in changes if is_skip(c)),
@@ -505,12 +505,12 @@ class Eventor:
             UsageError: this Eventor is closed, running, or was made by another process.
         """
         self._check_usable()
-        if not self._running.acquire(blocking=False):
+        if not self._turns.take():
             raise UsageError("ev() is running; its flow cannot be checked before it ends")
         try:
             return self._findings()
         finally:
-            self._running.release()
+            self._turns.give_back()
 
     def stop(self) -> None:
         """Let `ev()` start nothing more: what runs finishes and is recorded, then it returns.
@@ -651,9 +651,9 @@ class Eventor:
         if not self._release.alive:
             return
         self._check_usable()
-        if not self._running.acquire(blocking=False):
+        if not self._turns.take():
             raise UsageError("ev() is running; it cannot be closed before it ends")
-        self._running.release()
+        self._turns.give_back()
         try:
             self._record_triggers()
         finally:
@@ -824,16 +824,15 @@ class Eventor:
 
     def _record_triggers(self) -> None:
         """Record what is waiting in the inbox; while `ev()` runs, it does so itself."""
-        if self._broken is not None or not self._running.acquire(blocking=False):
-            return
-        try:
-            while self._inbox and not self._is_refused():  # a hook may trigger more
-                self._note_triggers()
-        except BaseException as error:
-            self._broken = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            self._running.release()
+        with self._turns.look() as may:
+            if not may or self._broken is not None:
+                return
+            try:
+                while self._inbox and not self._is_refused():  # a hook may trigger more
+                    self._note_triggers()
+            except BaseException as error:
+                self._broken = f"{type(error).__name__}: {error}"
+                raise
 
     def _note_triggers(self) -> None:
         now = _now()
@@ -891,6 +890,42 @@ def _counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
+class _Turns:
+    """Who has the run: a call of `ev()` or the like, or for a moment somebody who looks at it."""
+
+    def __init__(self) -> None:
+        self._running = threading.Lock()
+        self._looking = threading.RLock()  # a signal handler may look in the middle of a look
+        self._looks = False
+
+    @property
+    def taken(self) -> bool:
+        """Whether a call of `ev()` has it."""
+        return self._running.locked()
+
+    def take(self) -> bool:
+        """Have it until it is given back, if nobody else has; who only looks is waited for."""
+        with self._looking:
+            return not self._looks and self._running.acquire(blocking=False)
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        self._running.release()
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator[bool]:
+        """Have it for a moment; tell whether nobody else has."""
+        with self._looking:
+            if self._looks or self.taken:
+                yield False
+                return
+            self._looks = True
+            try:
+                yield True
+            finally:
+                self._looks = False
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -909,14 +944,14 @@ def _release(
     ledger: Ledger,
     store: Store,
     journal: Journal,
-    running: threading.Lock | None = None,
+    turns: _Turns | None = None,
 ) -> None:
     """Let go of what an Eventor holds; a forked process has nothing of it.
 
     A program that ends while `ev()` runs in a thread owns its run until it is dead, and its keeper
     then ends the steps.
     """
-    if os.getpid() != pid or (running is not None and running.locked()):
+    if os.getpid() != pid or (turns is not None and turns.taken):
         return
     try:
         ledger.release(_now())

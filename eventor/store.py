@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from eventor import owner, schema, sqlite
-from eventor.errors import RecoveryError, StoreError
+from eventor.errors import RecoveryError, StoreError, UsageError
 from eventor.rows import (
     RequestKind,
     Row,
@@ -144,6 +144,7 @@ class Store:
             )
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
+        self._holder: int | None = None
         self._keeps = access is not Access.read
         if path is None or self._keeps:
             self._engine = sqlite.open_engine(path)
@@ -303,7 +304,7 @@ class Store:
         Raises:
             StoreError: it could not be committed, or the file in which it was is not there.
         """
-        with self._lock, self._translated(what):
+        with self._held(), self._translated(what):
             self._check_files()
             with self._transaction(writing=True) as connection:
                 yield connection
@@ -312,8 +313,27 @@ class Store:
     @contextmanager
     def reading(self, what: str) -> Iterator[Connection]:
         """Give a connection in a transaction that sees one state of the store."""
-        with self._lock, self._translated(what), self._transaction(writing=False) as connection:
+        with self._held(), self._translated(what), self._transaction(writing=False) as connection:
             yield connection
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Be the only one who uses the connection.
+
+        Raises:
+            UsageError: this thread is in the middle of using it, as a signal handler finds it.
+        """
+        if self._holder == threading.get_ident():
+            raise UsageError(
+                f"the store {self.location} was asked for in the middle of a transaction, as by a "
+                "signal handler; expected calls of stop() and trigger_event() alone there"
+            )
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     @contextmanager
     def _transaction(self, *, writing: bool) -> Iterator[Connection]:
@@ -330,7 +350,8 @@ class Store:
         except BaseException:
             # One whose commit has failed may be in its transaction still.
             failed, self._connection = self._connection, None
-            failed.close()
+            if failed is not None:
+                failed.close()
             raise
 
     def _check_files(self) -> None:

@@ -2,6 +2,7 @@
 
 import _thread
 import asyncio
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import eventor as evr
 from eventor import owner
 from eventor.signals import Signals
 from tests.conftest import sql, statuses, wait_until
@@ -512,3 +514,69 @@ def test_the_second_ends_what_ended_steps_have_left(start, tmp_path):
     process.wait(30)
     left = int((tmp_path / "left").read_text())
     wait_until(lambda: owner._start_of(left) is None)
+
+
+def test_a_look_of_another_thread_does_not_keep_a_run_from_its_begin(make):
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", int))
+    ev.trigger_event(go)
+    recording, let = threading.Event(), threading.Event()
+    record = ev._ledger.record
+
+    def slow(changes, now):
+        ev._ledger.record = record
+        recording.set()
+        let.wait(30)
+        record(changes, now)
+
+    ev._ledger.record = slow
+    looks = threading.Thread(target=ev.tasks)
+    looks.start()
+    recording.wait(30)
+    called = []
+
+    def both():
+        runs = threading.Thread(target=lambda: called.append(ev()))
+        runs.start()
+        let.set()
+        looks.join()
+        runs.join()
+
+    with pytest.warns(RuntimeWarning, match="fork beside"):
+        both()
+    assert called == [True]
+
+
+def test_a_look_of_a_signal_handler_in_a_transaction_is_refused_and_harms_nobody(make):
+    """In between it may look; what runs goes on in any case."""
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", int))
+    refused = []
+
+    def look(*_):
+        try:
+            ev.tasks()
+        except evr.UsageError as error:
+            refused.append(str(error))
+
+    writing = ev._store.writing
+
+    @contextlib.contextmanager
+    def interrupted(what):
+        with writing(what) as connection:
+            signal.raise_signal(signal.SIGUSR1)
+            yield connection
+
+    before = signal.signal(signal.SIGUSR1, look)
+    ev._store.writing = interrupted
+    try:
+        ev.trigger_events(go, range(20))
+        assert ev() is True
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        del ev._store.writing
+    assert len(refused) > 20
+    assert "expected calls of stop() and trigger_event() alone" in refused[0]
+    assert len(ev.tasks(status="success")) == 20
