@@ -30,6 +30,34 @@ _WITH_MARK = ("utf-8-sig", "utf-16", "utf-32")
 """Encodings that begin with a mark, which is not to stand before each piece."""
 
 
+def settle() -> None:
+    """Have nothing wait in the program's streams that a new process would write once more.
+
+    Of a stream whose reader has gone it is dropped: else no process could be started beside it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                _drop(stream)
+        except (AttributeError, ValueError):  # there is none, or it is closed
+            continue
+
+
+def _drop(stream: Any) -> None:
+    """Let go of what waits in a stream that cannot be written to."""
+    descriptor = stream.fileno()
+    kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, descriptor)
+        stream.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class Display:
     """One of the program's streams, on which is shown what steps write.
 

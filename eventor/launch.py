@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import task
-from eventor.display import Display
+from eventor.display import Display, settle
 from eventor.errors import EventorError, LaunchError
 from eventor.fork import unwarned, warn_of_threads
 from eventor.keeper import Keeper, kill_sessions
@@ -390,6 +390,7 @@ class Launcher:
             self._events if self._forks or self._threads else dict.fromkeys(self._events),
         )
         process = self._construct(target=target, args=(job, its, origin), name=name)
+        settle()
         process.start()
         return process
 

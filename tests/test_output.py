@@ -290,6 +290,47 @@ def test_a_reader_who_has_gone_harms_nobody(start, tmp_path):
     assert process.wait(timeout=60) == 0, process.stderr.read()
 
 
+@pytest.mark.parametrize("settings", [{}, {"max_tasks_per_child": None}, {"task_construct": SPAWN}])
+def test_what_the_program_has_printed_to_nobody_fails_no_step(tmp_path, settings):
+    """It is lost, as it is without eventor; the program's own next print may tell it."""
+    code = f"""if True:
+        import multiprocessing, sys
+        import eventor as evr
+
+        if __name__ == "__main__":
+            sys.stdin.read()
+            print("to nobody")
+            config = {{"logdir": {str(tmp_path)!r}, "max_tasks_per_child": {
+        settings.get("max_tasks_per_child", 1)
+    }}}
+            if {"task_construct" in settings}:
+                config["task_construct"] = multiprocessing.get_context("spawn").Process
+            with evr.Eventor(store=":memory:", config=config) as ev:
+                go = ev.add_event("go")
+                ev.add_assoc(go, ev.add_step("a", int), ev.add_step("b", int))
+                ev.trigger_event(go)
+                ok = ev()
+                errors = [task.error for task in ev.tasks()]
+            sys.stderr.write(f"{{ok}} {{errors}}")
+    """
+    path = tmp_path / "program.py"
+    path.write_text(code)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    process = subprocess.Popen(
+        [sys.executable, path],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    process.stdin = process.stdout = None
+    _shown, errors = process.communicate(timeout=60)
+    assert errors.rstrip().endswith("True [None, None]"), errors
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "file"])
 def test_what_steps_write_comes_through_whole_and_in_order(tmp_path, kind):
     """Bytes that are no text included, however slowly they are read."""
