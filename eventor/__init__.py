@@ -4,11 +4,14 @@ Register events, steps and associations with an `Eventor` and call it; its steps
 of their own, and every transition is kept in one store, from which a crashed run is recovered.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from eventor.attached import Attached, attach
 from eventor.data import sequence
 from eventor.errors import (
     ConfigError,
     DefinitionError,
+    DrawError,
     EventorError,
     LaunchError,
     OwnershipError,
@@ -27,6 +30,7 @@ from eventor.types import (
     Attempt,
     Cause,
     CauseKind,
+    Counts,
     Finding,
     FindingKind,
     Lack,
@@ -52,6 +56,9 @@ from eventor.types import (
     Why,
 )
 
+if TYPE_CHECKING:
+    from eventor.draw import Graph
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -60,13 +67,16 @@ __all__ = [
     "Cause",
     "CauseKind",
     "ConfigError",
+    "Counts",
     "CurrentStep",
     "DefinitionError",
+    "DrawError",
     "Event",
     "Eventor",
     "EventorError",
     "Finding",
     "FindingKind",
+    "Graph",
     "Lack",
     "LaunchError",
     "Occurrence",
@@ -103,3 +113,12 @@ __all__ = [
     "or_",
     "sequence",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what few programs use when it is asked for."""
+    if name == "Graph":
+        from eventor.draw import Graph  # noqa: PLC0415
+
+        return Graph
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,3 +46,7 @@ class OwnershipError(EventorError):
 
 class ReportError(EventorError):
     """A report of a run cannot be made: what writes it is not installed."""
+
+
+class DrawError(EventorError):
+    """A graph cannot be drawn or written as it was asked for, or what draws it is not installed."""

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
+    from eventor.draw import Graph
     from eventor.expr import ExprLike
     from eventor.ledger import Ledger
     from eventor.live import View
@@ -125,7 +126,7 @@ class Eventor:
         file = caller.f_globals.get("__file__")
         script = None if file is None else Path(file)
         location = locate(_default_store(script, name) if store == "" else store)
-        stem = name or (_stem(script) if script else "eventor")
+        stem = self._stem = name or (_stem(script) if script else "eventor")
 
         self._flow = Flow(self._config)
         self._inbox = Inbox()
@@ -511,6 +512,35 @@ class Eventor:
             return self._findings()
         finally:
             self._turns.give_back()
+
+    def graph(self, *, events: str = "all") -> Graph:
+        """Draw the flow as it is defined by now, with how things stand in this recovery.
+
+        Args:
+            events: *all*, or *few* to leave out those that only link a step, or an expression, to
+                what follows.
+
+        Returns:
+            The graph, which a notebook shows, and which `Graph.save` writes to a file.
+
+        Raises:
+            DrawError: `events` is another.
+            StoreError: the store cannot be read.
+            UsageError: this Eventor is closed, or was made by another process.
+        """
+        from eventor.draw import Graph  # noqa: PLC0415 (few programs draw, and all would load it)
+
+        self._check_usable()
+        self._record_triggers()
+        title = f"{self._stem}, run {self.run_id}.{self.recovery}"
+        return Graph(self._flow.definition(), self._ledger.count(), events=events, title=title)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """Return what a notebook shows: the flow's graph if it can be drawn, and text."""
+        try:
+            return {**self.graph()._repr_mimebundle_(include, exclude), "text/plain": repr(self)}
+        except Exception:  # a closed one, for example, is still shown as text
+            return {"text/plain": repr(self)}
 
     def stop(self) -> None:
         """Let `ev()` start nothing more: what runs finishes and is recorded, then it returns.

@@ -32,6 +32,7 @@ from eventor.store import Store, is_held, latest_recovery, latest_run, say_names
 from eventor.types import (
     Cause,
     CauseKind,
+    Counts,
     RaisedEvent,
     Sequence,
     StepReplay,
@@ -384,6 +385,10 @@ class Ledger:
     ) -> list[RaisedEvent]:
         """Return the events that this recovery has raised, in that order."""
         return self._store.events(self.run_id, self.recovery, event, sequence)
+
+    def count(self) -> Counts:
+        """Return in numbers how things stand in this recovery."""
+        return self._store.count(self.run_id, self.recovery)
 
     def release(self, now: datetime) -> None:
         """Record that this recovery has no owner any more; if that fails, it has none either."""

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, null, select
+from sqlalchemy import and_, case, func, insert, null, select, union_all
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -32,8 +32,10 @@ from eventor.rows import (
 )
 from eventor.types import (
     Attempt,
+    Counts,
     RaisedEvent,
     Sequence,
+    StepReplay,
     Task,
     TaskStatus,
 )
@@ -277,6 +279,31 @@ class Store:
                 RaisedEvent(row.event, sequence_of(row), row.recovery, row.raised_at, cause_of(row))
                 for row in connection.execute(query)
             ]
+
+    def count(self, run_id: int, recovery: int) -> Counts:
+        """Return how many tasks of each step stand how, and how often each event was raised."""
+        tasks, events = schema.task.c, schema.event.c
+        skipped = and_(
+            tasks.status == TaskStatus.success.value, tasks.replay == StepReplay.skip.value
+        )
+        status = case((skipped, "skipped"), else_=tasks.status).label("status")
+        query = union_all(
+            select(tasks.step.label("name"), status, func.count().label("number"))
+            .where(tasks.run_id == run_id, tasks.recovery == recovery)
+            .group_by(tasks.step, status),
+            select(events.event, null(), func.count())
+            .where(events.run_id == run_id, events.recovery == recovery)
+            .group_by(events.event),
+        )
+        steps: dict[str, dict[str, int]] = {}
+        raised: dict[str, int] = {}
+        with self.reading("count its tasks") as connection:
+            for row in connection.execute(query):
+                if row.status is None:
+                    raised[row.name] = row.number
+                else:
+                    steps.setdefault(row.name, {})[row.status] = row.number
+        return Counts(steps, raised)
 
     def ask_to_trigger(
         self, run_id: int, event: str, sequence: Sequence, by: Owner, now: datetime

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eventor.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 Sequence = int | str
@@ -505,6 +506,20 @@ class TaskCounts:
     def all(self) -> int:
         """How many there are."""
         return self.ready + self.active + self.success + self.failure + self.skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How things stand in a recovery, in numbers.
+
+    Attributes:
+        steps: for the name of a step that has tasks, how many of them are *ready*, *active*,
+            *success* (which have run), *skipped* (successes that have not) and *failure*.
+        events: for the name of an event, in how many sequences it was raised.
+    """
+
+    steps: Mapping[str, Mapping[str, int]]
+    events: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from sqlalchemy import event
 import eventor as evr
 from eventor import sqlite
 from tests.conftest import sql, statuses
+from tests.test_cost import counting
 
 
 def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
@@ -372,3 +373,35 @@ def test_a_commit_that_fails_leaves_nothing_open(make, tmp_path):
     event.remove(ev._store._engine, "commit", refuse)
     ev.close()
     assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
+
+
+def test_how_things_stand_is_counted_in_one_query(make):
+    def build(**arguments):
+        ev = make(config={"stop_on_exception": False}, **arguments)
+        go, good = ev.add_event("go"), ev.add_event("good")
+        triggers = {"at_success": good}
+        ev.add_assoc(go, ev.add_step("odd", func=odd, args=(evr.sequence,), triggers=triggers))
+        ev.add_assoc(good, ev.add_step("next", func=int))
+        ev.trigger_events(go, range(1, 6))
+        return ev
+
+    def odd(number):
+        assert number % 2 or recovered
+
+    recovered = False
+    ev = build()
+    ev()
+    counts = ev._store.count(ev.run_id, ev.recovery)
+    assert counts.steps == {"odd": {"success": 3, "failure": 2}, "next": {"success": 3}}
+    assert counts.events == {"go": 5, "good": 3}
+    ev.close()
+
+    recovered = True
+    ev = build(run_mode=evr.RunMode.recover)
+    assert ev._store.count(ev.run_id, ev.recovery) == evr.Counts({}, {"go": 5})
+    ev.run(max_loops=1)
+    counts = ev._store.count(ev.run_id, ev.recovery)
+    assert counts.steps["odd"] == {"skipped": 3, "success": 1, "ready": 1}
+    with counting(ev) as counted:
+        ev._store.count(ev.run_id, ev.recovery)
+    assert counted == {"reads": 1, "commits": 0}
