@@ -182,6 +182,16 @@ def enter_wal(path: Path) -> None:
                 return
 
 
+def shrink(path: Path) -> None:
+    """Write a file anew without the space of what was deleted, and empty the log beside it.
+
+    Others wait meanwhile, for as long as it takes to write all that is left.
+    """
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def add_tables(engine: Engine) -> None:
     """Make the tables of a store, or bring those of an earlier version up to this one."""
     with engine.connect().execution_options(**{WRITING: True}) as connection, connection.begin():

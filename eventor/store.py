@@ -119,6 +119,8 @@ class Access(Enum):
     attach = "attach to"
     """To ask something of its runs. One of an earlier schema may have an owner of that schema, and
     is refused."""
+    prune = "prune"
+    """To delete runs of it. One of an earlier schema is refused, as for `attach`."""
     read = "look at"
     """Nothing is written, and it need not be writable."""
 
@@ -156,7 +158,7 @@ class Store:
         self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
-                if access in (Access.attach, Access.read):
+                if access in (Access.attach, Access.prune, Access.read):
                     sqlite.check_tables(self._engine, path)
                 if access is Access.read:
                     return
@@ -164,7 +166,7 @@ class Store:
                     sqlite.create(path)
                 if path is not None:
                     sqlite.enter_wal(path)
-                if access is not Access.attach:
+                if access in (Access.begin, Access.recover):
                     sqlite.add_tables(self._engine)
                 self._identity = None if path is None else sqlite.identify(path)
         except BaseException:
@@ -177,6 +179,16 @@ class Store:
             if self._connection is not None:
                 self._connection.close()
             self._engine.dispose()
+
+    def shrink(self) -> None:
+        """Give the space of what was deleted back to the file system.
+
+        Raises:
+            StoreError: it could not be.
+        """
+        with self._lock, self._translated("give space back"):
+            if self._path is not None:
+                sqlite.shrink(self._path)
 
     def find(
         self, name: str, run_id: int | None = None, recovery: int | None = None

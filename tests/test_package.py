@@ -38,6 +38,7 @@ FLOORS = [
     "shown",
     "chart",
     "report",
+    "prune",
     "batch",
     "ledger",
     "fork",
