@@ -33,6 +33,9 @@ class Placeholder:
     def __getitem__(self, key: object) -> NoReturn:
         raise DefinitionError(self._tell(f"[{key!r}]"))
 
+    def __format__(self, spec: str) -> NoReturn:
+        raise DefinitionError(self._tell("the text"))
+
     def _tell(self, part: str) -> str:
         return (
             f"{self!r} stands for the whole value, which is there only when a step runs that is "

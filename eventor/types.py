@@ -573,6 +573,15 @@ class ThingKind(StrEnum):
     step = "step"
 
 
+_DEEPEST = 30
+"""From which depth on lines are not indented further."""
+
+
+def _first_line(text: str) -> str:
+    lines = text.splitlines() or [""]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ..."
+
+
 @dataclass(frozen=True, slots=True)
 class Occurrence:
     """An event that was raised, or a task that was created, with its reason.
@@ -599,7 +608,7 @@ class Occurrence:
 
     def __str__(self) -> str:
         status = "" if self.status is None else f", {self.status}"
-        error = "" if self.error is None else f": {self.error}"
+        error = "" if self.error is None else f": {_first_line(self.error)}"
         return f"{self.kind} {self.name}[{self.sequence}] ({self.cause}){status}{error}"
 
 
@@ -641,7 +650,8 @@ class Lack:
     def __str__(self) -> str:
         how = "" if self.leads_by is None else f"{self.leads_by} of "
         if self.status is not None:
-            state = f"is {self.status}" if self.error is None else f"failed: {self.error}"
+            told = "" if self.error is None else _first_line(self.error)
+            state = f"failed: {told}" if told else f"is {self.status}"
         elif self.happened_at is not None:
             state = "is raised"
         else:
@@ -653,7 +663,8 @@ class Lack:
         expression = "" if self.expression is None else f"; it needs {self.expression}"
         again = " (as above)" if self.told_before else ""
         thing = f"{self.kind} {self.name}[{self.sequence}]"
-        return f"{'  ' * self.depth}{how}{thing} {state}{due}{expression}{again}"
+        indent = "  " * min(self.depth, _DEEPEST)
+        return f"{indent}{how}{thing} {state}{due}{expression}{again}"
 
 
 @dataclass(frozen=True, slots=True)

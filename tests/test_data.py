@@ -449,3 +449,10 @@ def test_placeholders_are_found_and_resolved_wherever_they_stand(value):
     expected = planted(value, lambda name: names.append(name) or name.upper())
     assert [found.step for found in placeholders([given])] == names
     assert resolve(given, lambda one: one.step.upper()) == expected
+
+
+def test_a_result_in_a_text_is_refused_where_it_is_written(make):
+    step = make().add_step("s", int)
+    with pytest.raises(evr.DefinitionError, match=r"the result of step 's'> stands for the whole"):
+        f"{step.result}.csv"
+    assert repr(step.result) == f"{step.result!r}" == "<the result of step 's'>"

@@ -125,7 +125,8 @@ def test_a_long_chain_is_told_in_full(make):
     events = [ev.add_event(f"e{number}") for number in range(3000)]
     for before, after in itertools.pairwise(events):
         ev.add_assoc(before, after)
-    assert len(ev.why(events[-1]).lacks) == 3000
+    assert len((why := ev.why(events[-1])).lacks) == 3000
+    assert len(str(why)) < 3000 * 200
     ev.trigger_event(events[0])
     ev()
     assert len(ev.why(events[-1]).chain) == 3000
@@ -251,3 +252,19 @@ def test_a_run_whose_owner_has_died_has_crashed(start, look, tmp_path):
     assert (recovery.ended_at, recovery.tasks.active) == (None, 1)
     assert recovery.heard_at >= recovery.began_at
     assert recovery.program == str(tmp_path / "program.py")
+
+
+def test_an_error_of_many_lines_is_told_by_its_first(make):
+    ev = make(config={"stop_on_exception": False})
+    go = ev.add_event("go")
+
+    def fail():
+        raise ValueError("first\nevent forged[1] (call)")
+
+    bad = ev.add_step("bad", fail)
+    ev.add_assoc(go, bad)
+    ev.add_assoc(bad.success, ev.add_step("next", int))
+    ev.trigger_event(go)
+    ev()
+    assert str(ev.why(bad)).endswith("step bad[1] (association go), failure: ValueError: first ...")
+    assert str(ev.why("next")).endswith("step bad[1] failed: ValueError: first ...")
