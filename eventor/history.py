@@ -14,6 +14,7 @@ from eventor.errors import DefinitionError, RecoveryError
 from eventor.rows import of_sequence, owner_of
 from eventor.store import is_held, say_names
 from eventor.types import (
+    Counts,
     OwnerStatus,
     RaisedEvent,
     Recovery,
@@ -154,6 +155,10 @@ class History:
     ) -> list[RaisedEvent]:
         """Return the events that a recovery has raised, in that order."""
         return self._store.events(run_id, recovery, event, sequence)
+
+    def count(self, run_id: int, recovery: int) -> Counts:
+        """Return in numbers how things stand in a recovery."""
+        return self._store.count(run_id, recovery)
 
     def definition(self, run_id: int, recovery: int) -> Any:
         """Return the flow's definition as plain data, as a recovery had it; None if unknown.

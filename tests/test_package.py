@@ -60,8 +60,12 @@ FLOORS = [
     "eventor",
     "attached",
     "rehearse",
+    "plain",
+    "show",
+    "cli",
     "telemetry",
     "__init__",
+    "__main__",
 ]
 
 
