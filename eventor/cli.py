@@ -31,6 +31,7 @@ from eventor.rehearse import rehearse
 from eventor.report import report as report_of
 from eventor.store import Access, Store, locate
 from eventor.types import RunStatus, Sequence, ThingKind
+from eventor.watch import watch
 from eventor.why import Definition
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _EXIT_CODES = """
 \b
 Exit codes:
   0  as asked
-  1  the run that was looked at has failed (show --check)
+  1  the run that was looked at has failed (watch, show --check)
   2  bad usage, no such thing, or a store that cannot be used"""
 
 
@@ -277,6 +278,28 @@ def why(
         _print_json(plain.why_data(found))
     else:
         show.show_why(show.terminal(colour=not no_color), found)
+
+
+@cli.command("watch", epilog=_examples("eventor watch flow.db && echo all is well"))
+@_store
+@_place
+@_json
+def watch_command(
+    store: str, name: str | None, run_id: int | None, recovery: int | None, as_json: bool
+) -> int:
+    """Watch a run until it ends; the exit code tells how.
+
+    On a terminal there are bars for the steps, what is running and for how long, and the latest
+    failures; elsewhere the failures, a line each. With --json nothing is shown before the end.
+    """
+    with _opened(store) as history:
+        place = history.find(name, run_id, recovery)
+        quiet = Path(os.devnull).open("w") if as_json else contextlib.nullcontext(sys.stdout)
+        with quiet as stream:
+            ended = watch(history, place, _at, stream)
+    if as_json:
+        _print_json(plain.recovery_data(ended, None, datetime.now(UTC)))
+    return _FAILED if ended.status in _HAS_FAILED else _AS_ASKED
 
 
 @cli.command(

@@ -1,15 +1,18 @@
 """The command: what it prints, its exit codes, and that it leaves stores as they are."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import pyte
 import pytest
 
 import eventor as evr
@@ -209,6 +212,86 @@ def test_a_live_run_is_triggered_and_stopped(run, start, tmp_path):
         "eventor: run 1 is not live: there is nothing to stop\n",
     )
     assert run("trigger", store, "order [big]")[0] == 2
+
+
+WATCHED = """
+    import pathlib, sys, time
+    import eventor as evr
+
+    def slow():
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
+
+    config = {"logdir": ".", "stop_on_exception": False, "max_concurrent": 2}
+    with evr.Eventor("watched", "watched.db", config=config) as ev:
+        begin = ev.add_event("begin")
+        ev.add_assoc(begin, ev.add_step("slow", slow))
+        if len(sys.argv) > 1:
+            ev.add_assoc(begin, ev.add_step("bad", lambda: 1 / 0))
+        ev.trigger_event(begin)
+        ev()
+"""
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_a_run_is_watched_until_it_ends(start, tmp_path, bad):
+    start(WATCHED, *["bad"] * bad)
+    store = tmp_path / "watched.db"
+    query = f"SELECT * FROM eventor_task WHERE status = '{'failure' if bad else 'active'}'"
+    wait_until(lambda: store.exists() and sql(store, query))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eventor", "watch", store], stdout=subprocess.PIPE, text=True
+    )
+    if bad:
+        assert process.stdout.readline() == "failed: bad[1]: ZeroDivisionError: division by zero\n"
+    assert process.poll() is None
+    (tmp_path / "go").touch()
+    shown, _ = process.communicate(timeout=60)
+    told = "1 succeeded, 1 failed" if bad else "1 succeeded"
+    end = "failed" if bad else "succeeded"
+    assert re.fullmatch(rf"eventor run 1\.0: {told} in \d.*: {end}\n", shown)
+    assert process.returncode == bad
+
+
+def test_a_run_is_watched_on_a_terminal(start, tmp_path):
+    start(WATCHED, "bad")
+    store = tmp_path / "watched.db"
+    wait_until(
+        lambda: (
+            store.exists()
+            and sql(store, "SELECT * FROM eventor_task WHERE status = 'failure'")
+            and sql(store, "SELECT * FROM eventor_task WHERE status = 'active'")
+        )
+    )
+    mine, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eventor", "watch", store],
+        stdout=its,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LANG": "C.UTF-8"},
+    )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side has gone
+        while part := os.read(mine, 1000):
+            shown += part
+            if b"slow[1]" in shown:
+                (tmp_path / "go").touch()
+    os.close(mine)
+    assert process.wait(timeout=60) == 1
+    screen = pyte.Screen(80, 24)
+    pyte.ByteStream(screen).feed(shown)
+    left = [line.rstrip() for line in screen.display if line.strip()]
+    assert len(left) == 1
+    assert left[0].startswith("eventor run 1.0: 1 succeeded, 1 failed in ")
+    assert b"1 of 2 tasks" in shown
+
+
+def test_what_has_ended_is_watched_no_more(run, store, crashed):
+    code, shown, _ = run("watch", store)
+    assert (code, shown.splitlines()[0]) == (1, "failed: check[3]: ValueError: bad number and more")
+    assert run("watch", store, "--run", "1")[0] == 0
+    code, shown, _ = run("watch", crashed, "--json")
+    assert (code, json.loads(shown)["status"]) == (1, "crashed")
 
 
 def test_runs_are_pruned(run, store):

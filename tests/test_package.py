@@ -62,6 +62,7 @@ FLOORS = [
     "rehearse",
     "plain",
     "show",
+    "watch",
     "cli",
     "telemetry",
     "__init__",

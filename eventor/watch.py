@@ -1,0 +1,109 @@
+"""A run that another program runs, watched as it goes on."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from eventor.live import Terminal
+from eventor.progress import Failure, Progress
+from eventor.types import RunStatus, StepReplay, TaskStatus, Transition, TransitionKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import TextIO
+
+    from eventor.history import History, Place
+    from eventor.types import Recovery, Run, Task
+
+_SECONDS = 0.5
+"""How often is looked, at most."""
+
+_SHARE = 10
+"""A look takes no more than one of so many parts of the time."""
+
+_KINDS = {
+    TaskStatus.ready: TransitionKind.task_ready,
+    TaskStatus.active: TransitionKind.task_active,
+    TaskStatus.success: TransitionKind.task_success,
+    TaskStatus.failure: TransitionKind.task_failure,
+}
+
+
+def progress_of(run: Run, recovery: Recovery, tasks: Iterable[Task]) -> Progress:
+    """Return how far a recovery is.
+
+    Args:
+        run: its run.
+        recovery: the recovery.
+        tasks: its tasks.
+    """
+    progress = Progress()
+    here = (run.run_id, recovery.recovery, run.name)
+    progress(Transition(TransitionKind.run_started, recovery.began_at, *here))
+    for task in sorted(tasks, key=lambda task: task.ended_at or datetime.max.replace(tzinfo=UTC)):
+        skipped = task.status is TaskStatus.success and task.replay is StepReplay.skip
+        progress(
+            Transition(
+                TransitionKind.task_skipped if skipped else _KINDS[task.status],
+                task.started_at or task.ready_at,
+                *here,
+                name=task.step,
+                sequence=task.sequence,
+                attempt=task.attempt,
+                error=task.error,
+            )
+        )
+    end = recovery.ended_at or recovery.heard_at
+    if recovery.status is not RunStatus.running and end is not None:
+        progress(Transition(TransitionKind.run_ended, end, *here))
+    return progress
+
+
+def watch(
+    history: History,
+    place: Place,
+    look_up: Callable[[History, Place], tuple[Run, Recovery]],
+    stream: TextIO,
+) -> Recovery:
+    """Show how far a run is until it ends: a picture on a terminal, else its failures as they come.
+
+    Args:
+        history: of its store.
+        place: the numbers of the run and of the recovery.
+        look_up: gives the records of these.
+        stream: where it is shown.
+
+    Returns:
+        The recovery as it has ended.
+    """
+    terminal = Terminal(stream) if stream.isatty() else None
+    told: set[Failure] = set()
+    try:
+        while True:
+            began = time.monotonic()
+            run, recovery = look_up(history, place)
+            progress = progress_of(run, recovery, history.tasks(*place))
+            if terminal is None:
+                for failure in progress.failures:
+                    if failure not in told:
+                        told.add(failure)
+                        _say(stream, f"failed: {failure.task}: {failure.error}")
+            else:
+                terminal.draw(progress, datetime.now(UTC))
+            if recovery.status is not RunStatus.running:
+                break
+            took = time.monotonic() - began
+            time.sleep(max(_SECONDS, took * _SHARE))
+    finally:
+        if terminal is not None:
+            terminal.erase()
+            terminal.close()
+    _say(stream, f"{progress.summary(datetime.now(UTC))}: {recovery.status}")
+    return recovery
+
+
+def _say(stream: TextIO, line: str) -> None:
+    stream.write(f"{' '.join(line.split())}\n")
+    stream.flush()
