@@ -294,9 +294,7 @@ def watch_command(
     """
     with _opened(store) as history:
         place = history.find(name, run_id, recovery)
-        quiet = Path(os.devnull).open("w") if as_json else contextlib.nullcontext(sys.stdout)
-        with quiet as stream:
-            ended = watch(history, place, _at, stream)
+        ended = watch(history, place, _at, io.StringIO() if as_json else sys.stdout)
     if as_json:
         _print_json(plain.recovery_data(ended, None, datetime.now(UTC)))
     return _FAILED if ended.status in _HAS_FAILED else _AS_ASKED
