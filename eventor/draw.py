@@ -303,7 +303,7 @@ def _page_style() -> str:
         + f"\nli {{ border-color: {of['event'].border}; }}"
         for of in (picture.LIGHT, picture.DARK)
     )
-    return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
+    return f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{dark}\n}}"
 
 
 _PAGE = """\

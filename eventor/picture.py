@@ -414,4 +414,7 @@ def _rules(colours: Mapping[str, Colours]) -> str:
     return "\n".join(f".eventor-graph {line}" for line in lines)
 
 
-_STYLE = f"{_SHAPES}{_rules(LIGHT)}\n@media (prefers-color-scheme: dark) {{\n{_rules(DARK)}\n}}\n"
+_STYLE = (
+    f"{_SHAPES}{_rules(LIGHT)}\n"
+    f"@media screen and (prefers-color-scheme: dark) {{\n{_rules(DARK)}\n}}\n"
+)

@@ -324,13 +324,13 @@ def test_nothing_unprintable_is_shown(text):
 
 def test_a_picture_is_for_light_and_dark_pages_and_loads_nothing():
     graph = Graph(flow(["a"]), title="a <flow>")
-    assert "@media (prefers-color-scheme: dark)" in graph.svg
+    assert "@media screen and (prefers-color-scheme: dark)" in graph.svg
     page = Page()
     page.feed(graph.html)
     assert page.links == []
     assert "url(" not in graph.html
     assert "<h1>a &lt;flow&gt;</h1>" in graph.html
-    assert graph.html.count("@media (prefers-color-scheme: dark)") == 2
+    assert graph.html.count("@media screen and (prefers-color-scheme: dark)") == 2
 
 
 @pytest.mark.parametrize("ending", ["svg", "png", "html", "mmd", "dot", "SVG"])
