@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventor import drift
-from eventor.config import read_run_name, read_word, unknown
+from eventor.config import read_run_name, read_word
 from eventor.errors import DefinitionError, RecoveryError, UsageError
 from eventor.flow import read_sequence
 from eventor.history import History
@@ -19,6 +19,8 @@ from eventor.types import RaisedEvent, Run, Sequence, Task, TaskStatus
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    from eventor.history import Place
 
 
 def attach(store: str | os.PathLike[str], name: str = "") -> Attached:
@@ -36,7 +38,7 @@ def attach(store: str | os.PathLike[str], name: str = "") -> Attached:
     read_run_name(name)
     opened = Store(locate(store), Access.attach)
     try:
-        opened.find(name)
+        _find(opened, name)
         return Attached(opened, name)
     except BaseException:
         opened.close()
@@ -97,7 +99,7 @@ class Attached:
         """
         self._check_usable()
         sequence = read_sequence(sequence)
-        run_id, _ = self._store.find(self._name)
+        run_id, _ = _find(self._store, self._name)
         event = self._known(run_id, "event", event)
         return self._store.ask_to_trigger(run_id, event, sequence, self._process, _now())
 
@@ -113,7 +115,7 @@ class Attached:
             UsageError: this is closed, or was made by another process.
         """
         self._check_usable()
-        run_id, _ = self._store.find(self._name)
+        run_id, _ = _find(self._store, self._name)
         return self._store.ask_to_stop(run_id, self._process, _now())
 
     def runs(self) -> list[Run]:
@@ -194,22 +196,18 @@ class Attached:
         """Close the store; closing twice is a no-op."""
         self._close()
 
-    def _find(self, run_id: int | None, recovery: int | None) -> tuple[int, int]:
+    def _find(self, run_id: int | None, recovery: int | None) -> Place:
         self._check_usable()
         for what, number in (("run_id", run_id), ("recovery", recovery)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
                 raise RecoveryError(f"{what} is {number!r}; expected its number")
-        return self._store.find(self._name, run_id, recovery)
+        return _find(self._store, self._name, run_id, recovery)
 
     def _known(self, run_id: int, kind: str, name: str) -> str:
         """Return the name of an event or a step, if the run is not known to have none such."""
         if not isinstance(name, str) or not name.isprintable():
             raise DefinitionError(f"the {kind} is {name!r}; expected the name of one, a str")
-        recorded = self._store.definition(run_id)
-        if recorded is not None and name not in (known := drift.names(recorded, kind)):
-            near = unknown(name, known) if known else "it has none at all"
-            raise DefinitionError(f"run {run_id} has no {kind} {name!r}; {near}")
-        return str.__str__(name)
+        return drift.known(self._store.definition(run_id), kind, str.__str__(name), run_id)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._process.pid:
@@ -219,6 +217,11 @@ class Attached:
             )
         if not self._close.alive:
             raise UsageError(f"{self!r} is closed")
+
+
+def _find(store: Store, name: str, run_id: int | None = None, recovery: int | None = None) -> Place:
+    in_vain = "there is nothing to attach to: "
+    return History(store).find(name, run_id, recovery, in_vain=in_vain)
 
 
 def _now() -> datetime:

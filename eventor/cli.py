@@ -9,10 +9,8 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import sys
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import eventor
-from eventor import plain, show
+from eventor import drift, plain, show
 from eventor.attached import attach
 from eventor.config import unknown
-from eventor.draw import Graph
+from eventor.draw import Graph, write_whole
 from eventor.errors import DefinitionError, EventorError, RecoveryError, TriggerError
 from eventor.history import History
 from eventor.prune import give_back, prune, to_prune
@@ -206,9 +204,9 @@ def show_command(
     """
     with _opened(store) as history:
         place = history.find(name, run_id, recovery)
-        run, which = _at(history, place)
+        run, which = history.at(place)
         if step is not None:
-            step = _known(history, place, ThingKind.step, step)
+            drift.known(history.definition(*place), ThingKind.step, step, run.run_id)
         wanted = None if sequence is None else _sequence(history, place, sequence)
         tasks = [
             task
@@ -218,12 +216,8 @@ def show_command(
         owner, now = history.owner(run.run_id), datetime.now(UTC)
     owner = owner if which is run.recoveries[-1] else None
     if as_json:
-        data = plain.recovery_data(which, owner, now)
-        _print_json(
-            {"run_id": run.run_id, "name": run.name}
-            | data
-            | {"counts": data["tasks"], "tasks": [plain.task_data(task) for task in tasks]}
-        )
+        data = _with_tasks(plain.recovery_data(which, owner, now), tasks)
+        _print_json({"run_id": run.run_id, "name": run.name} | data)
     else:
         console = show.terminal(colour=not no_color)
         show.show_recovery(console, run, which, owner, now)
@@ -294,7 +288,7 @@ def watch_command(
     """
     with _opened(store) as history:
         place = history.find(name, run_id, recovery)
-        ended = watch(history, place, _at, io.StringIO() if as_json else sys.stdout)
+        ended = watch(history, place, io.StringIO() if as_json else sys.stdout)
     if as_json:
         _print_json(plain.recovery_data(ended, None, datetime.now(UTC)))
     return _FAILED if ended.status in _HAS_FAILED else _AS_ASKED
@@ -316,7 +310,7 @@ def trigger(store: str, what: str, name: str | None) -> None:
     """
     with _opened(store) as history:
         place = history.find(name)
-        run, _ = _at(history, place)
+        run, _ = history.at(place)
         event, written = _thing(history, place, what)
         if written is None:
             raise TriggerError(f"{what!r} names no sequence; expected 'EVENT[SEQUENCE]'")
@@ -343,7 +337,7 @@ def stop(store: str, name: str | None) -> None:
     It starts nothing more, and ends when what runs has ended.
     """
     with _opened(store) as history:
-        run, _ = _at(history, history.find(name))
+        run, _ = history.at(history.find(name))
     with attach(store, run.name) as attached:
         if not attached.stop():
             raise RecoveryError(f"run {run.run_id} is not live: there is nothing to stop")
@@ -503,28 +497,13 @@ def _opened(store: str) -> Iterator[History]:
         yield History(opened)
 
 
-def _at(history: History, place: Place) -> tuple[Run, Recovery]:
-    """Return the run and the recovery of these numbers."""
-    (run,) = [run for run in history.runs() if run.run_id == place[0]]
-    (recovery,) = [one for one in run.recoveries if one.recovery == place[1]]
-    return run, recovery
-
-
 def _graph(history: History, place: Place, events: str) -> Graph:
     definition = history.definition(*place)
     if definition is None:
         raise DefinitionError(f"run {place[0]} has recorded no definition of its flow yet")
-    run, recovery = _at(history, place)
+    run, recovery = history.at(place)
     title = f"{run.name or 'flow'}, run {run.run_id}.{recovery.recovery}"
     return Graph(definition, history.count(*place), events=events, title=title)
-
-
-def _known(history: History, place: Place, kind: ThingKind, name: str) -> str:
-    recorded = history.definition(*place)
-    if recorded is not None and name not in (known := Definition(recorded).names[kind]):
-        near = unknown(name, known) if known else "it has none at all"
-        raise DefinitionError(f"run {place[0]} has no {kind} {name!r}; {near}")
-    return name
 
 
 def _thing(history: History, place: Place, what: str) -> tuple[str, str | None]:
@@ -599,11 +578,10 @@ def _exported_json(history: History, chosen: list[Run], recovery: int | None) ->
         of_run["recoveries"] = []
         for one, tasks in _exported(history, run, recovery):
             told = by_number[one.recovery]
-            told["counts"] = told.pop("tasks")
-            told["tasks"] = [plain.task_data(task) for task in tasks]
             events = history.events(run.run_id, one.recovery)
-            told["events"] = [plain.event_data(event) for event in events]
-            of_run["recoveries"].append(told)
+            of_run["recoveries"].append(
+                _with_tasks(told, tasks) | {"events": [plain.event_data(event) for event in events]}
+            )
         data.append(of_run)
     return _as_json(data)
 
@@ -618,6 +596,12 @@ def _exported_csv(history: History, chosen: list[Run], recovery: int | None) -> 
     return written.getvalue()
 
 
+def _with_tasks(recovery: plain.Plain, tasks: list[Task]) -> plain.Plain:
+    """Return a recovery with its tasks in the place of their numbers, which are its counts."""
+    told = [plain.task_data(task) for task in tasks]
+    return recovery | {"counts": recovery["tasks"], "tasks": told}
+
+
 def _as_json(data: object) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
 
@@ -627,19 +611,7 @@ def _print_json(data: object) -> None:
 
 
 def _write(text: str, output: str | None) -> None:
-    """Write to a file, whole or not at all; to standard output for None."""
     if output is None:
         click.echo(text, nl=False)
-        return
-    path = Path(output)
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(draft).chmod(0o666 & ~umask)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink()
-        raise
+    else:
+        write_whole(Path(output), text.encode())

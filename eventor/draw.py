@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import importlib.util
-import os
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,15 @@ from eventor.diagram import GATES, STATES, Diagram, Node, counted, diagram, prin
 from eventor.errors import DrawError
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
 
     from eventor.types import Counts
 
 _DETAILS = ("all", "few")
+
+_DRAFT_NAME = 40
+"""Characters of a file's name that its draft bears; a name has at most 255 bytes."""
 
 _LARGEST_SCALE = 100
 
@@ -146,13 +150,8 @@ class Graph:
                 f"{', '.join(_FORMATS)}"
             )
         content = write(self)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
         try:
-            try:
-                draft.write_bytes(content)
-                draft.replace(target)
-            finally:
-                draft.unlink(missing_ok=True)
+            write_whole(target, content)
         except (OSError, ValueError) as error:
             raise DrawError(f"a graph cannot be saved as {str(target)!r}: {error}") from error
 
@@ -167,6 +166,21 @@ class Graph:
     @functools.cached_property
     def _picture(self) -> picture.Picture:
         return picture.draw(self._diagram, self._title)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    draft = path.with_name(f".{path.name[:_DRAFT_NAME]}.{uuid.uuid4().hex}.draft")
+    try:
+        with draft.open("xb") as file:  # never through a link that somebody has put there
+            file.write(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 _FORMATS: Mapping[str, Callable[[Graph], bytes]] = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from eventor.errors import StoreError
+from eventor.config import unknown
+from eventor.errors import DefinitionError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,6 +43,25 @@ def names(recorded: object, kind: str) -> list[str]:
         StoreError: `recorded` is nothing that `Flow.definition` has given.
     """
     return [thing[1] for thing in _recorded(recorded) if thing[0] == kind]
+
+
+def known(recorded: object, kind: str, name: str, run_id: int) -> str:
+    """Return the name of a thing, if a run is not known to have none such.
+
+    Args:
+        recorded: the definition that it has recorded; None for none.
+        kind: of what kind the thing is, *event* or *step*.
+        name: its name.
+        run_id: the number of the run, for the message.
+
+    Raises:
+        DefinitionError: the definition has no such thing.
+        StoreError: `recorded` is nothing that `Flow.definition` has given.
+    """
+    if recorded is not None and name not in (there := names(recorded, kind)):
+        near = unknown(name, there) if there else "it has none at all"
+        raise DefinitionError(f"run {run_id} has no {kind} {name!r}; {near}")
+    return name
 
 
 def lost_triggers(triggers: Iterable[Trigger], events: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 
 from eventor import schema
 from eventor.config import unknown
 from eventor.errors import DefinitionError, RecoveryError
-from eventor.rows import of_sequence, owner_of
-from eventor.store import is_held, say_names
+from eventor.rows import is_skipped, of_sequence, owner_of
+from eventor.store import is_held, latest_recovery, say_names
 from eventor.types import (
     Counts,
     OwnerStatus,
@@ -21,7 +21,6 @@ from eventor.types import (
     Run,
     RunStatus,
     Sequence,
-    StepReplay,
     Task,
     TaskCounts,
     TaskStatus,
@@ -33,7 +32,7 @@ from eventor.why import Definition, why
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection, Select
 
     from eventor.owner import Owner
     from eventor.rows import Row
@@ -59,19 +58,33 @@ class History:
         Raises:
             StoreError: the store cannot be read.
         """
+        return self._runs() if name is None else self._runs(schema.run.c.name == name)
+
+    def at(self, place: Place) -> tuple[Run, Recovery]:
+        """Return the run and the recovery of these numbers, as `find` returns them.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        run_id, number = place
+        (run,) = self._runs(schema.run.c.run_id == run_id)
+        (recovery,) = (one for one in run.recoveries if one.recovery == number)
+        return run, recovery
+
+    def _runs(self, *which: ColumnElement[bool]) -> list[Run]:
         query = (
             select(schema.run.c.name, schema.run.c.began_at.label("run_began_at"), schema.recovery)
             .join_from(schema.run, schema.recovery)
+            .where(*which)
             .order_by(schema.run.c.run_id, schema.recovery.c.recovery)
         )
-        if name is not None:
-            query = query.where(schema.run.c.name == name)
+        of_runs = select(schema.run.c.run_id).where(*which)
         now = datetime.now(UTC)
         with self._store.reading("read its runs") as connection:
             rows = connection.execute(query).all()
-            counts = _counts(connection)
-            failed = _failed(connection)
-            due = _due(connection)
+            counts = _counts(connection, of_runs)
+            failed = _failed(connection, of_runs)
+            due = _due(connection, of_runs)
         return [
             Run(
                 run_id,
@@ -94,7 +107,12 @@ class History:
         ]
 
     def find(
-        self, name: str | None = None, run_id: int | None = None, recovery: int | None = None
+        self,
+        name: str | None = None,
+        run_id: int | None = None,
+        recovery: int | None = None,
+        *,
+        in_vain: str = "",
     ) -> Place:
         """Return the numbers of a run and of a recovery of it: by default the latest.
 
@@ -102,6 +120,7 @@ class History:
             name: the name that the run has to have, if that matters.
             run_id: the number of the run.
             recovery: the number of the recovery in it.
+            in_vain: what the message begins with if there is no run to choose from.
 
         Raises:
             RecoveryError: there is no such run or recovery.
@@ -113,7 +132,8 @@ class History:
             latest = connection.scalar(select(func.max(runs.run_id)).where(*where))
             if latest is None:
                 raise RecoveryError(
-                    f"the store {self._store.location} has no run{named}; {say_names(connection)}"
+                    f"{in_vain}the store {self._store.location} has no run{named}; "
+                    f"{say_names(connection)}"
                 )
             run = latest if run_id is None else run_id
             if connection.scalar(select(runs.run_id).where(*where, runs.run_id == run)) is None:
@@ -129,10 +149,8 @@ class History:
 
     def owner(self, run_id: int) -> Owner | None:
         """Return the owner of the latest recovery of a run, if it has not ended."""
-        columns = schema.recovery.c
-        query = select(schema.recovery).where(columns.run_id == run_id)
         with self._store.reading("read who owns a run") as connection:
-            row = connection.execute(query.order_by(columns.recovery.desc()).limit(1)).one()
+            row = connection.execute(latest_recovery(run_id)).one()
             return None if row.owner_pid is None else owner_of(row)
 
     def tasks(
@@ -264,39 +282,38 @@ class _Record:
             return due
 
 
-def _counts(connection: Connection) -> Mapping[Place, TaskCounts]:
+def _counts(connection: Connection, of_runs: Select[Any]) -> Mapping[Place, TaskCounts]:
     columns = schema.task.c
-    skipped = and_(
-        columns.status == TaskStatus.success.value, columns.replay == StepReplay.skip.value
-    )
     query = select(
         columns.run_id,
         columns.recovery,
         columns.status,
-        func.coalesce(skipped, False).label("skipped"),
+        func.coalesce(is_skipped(), False).label("skipped"),
         func.count().label("count"),
     ).group_by(columns.run_id, columns.recovery, columns.status, "skipped")
     found: dict[Place, dict[str, int]] = {}
-    for row in connection.execute(query):
+    for row in connection.execute(query.where(columns.run_id.in_(of_runs))):
         name = "skipped" if row.skipped else TaskStatus(row.status).value
         found.setdefault((row.run_id, row.recovery), {})[name] = row[4]
     return {place: TaskCounts(**counts) for place, counts in found.items()}
 
 
-def _failed(connection: Connection) -> Mapping[Place, set[str]]:
+def _failed(connection: Connection, of_runs: Select[Any]) -> Mapping[Place, set[str]]:
     columns = schema.task.c
     query = select(columns.run_id, columns.recovery, columns.step).distinct()
     found: dict[Place, set[str]] = {}
-    for row in connection.execute(query.where(columns.status == TaskStatus.failure.value)):
+    query = query.where(columns.status == TaskStatus.failure.value, columns.run_id.in_(of_runs))
+    for row in connection.execute(query):
         found.setdefault((row.run_id, row.recovery), set()).add(row.step)
     return found
 
 
-def _due(connection: Connection) -> Mapping[Place, datetime]:
+def _due(connection: Connection, of_runs: Select[Any]) -> Mapping[Place, datetime]:
     """Return when the last delayed association of each recovery was to act."""
     columns = schema.delay.c
     query = select(columns.run_id, columns.recovery, func.max(columns.due_at).label("due_at"))
-    rows = connection.execute(query.group_by(columns.run_id, columns.recovery))
+    query = query.where(columns.run_id.in_(of_runs)).group_by(columns.run_id, columns.recovery)
+    rows = connection.execute(query)
     return {(row.run_id, row.recovery): row.due_at for row in rows}
 
 

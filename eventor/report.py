@@ -59,13 +59,12 @@ def report(
         StoreError: the store cannot be read.
     """
     place = history.find(None, run_id, recovery)
-    (run,) = (run for run in history.runs() if run.run_id == place[0])
-    latest = run.recoveries[-1].recovery == place[1]
-    owner = history.owner(run.run_id) if latest else None
+    run, which = history.at(place)
+    owner = history.owner(run.run_id) if which is run.recoveries[-1] else None
     recorded = history.definition(*place)
     return page(
         run,
-        next(one for one in run.recoveries if one.recovery == place[1]),
+        which,
         history.tasks(*place),
         owner=None if owner is None else str(owner),
         handling=set() if recorded is None else Definition(recorded).handling,

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import and_
+
+from eventor import schema
 from eventor.owner import Owner
 from eventor.plan import Left, TaskKey, Trigger
 from eventor.types import (
@@ -79,6 +82,12 @@ def of_sequence(table: Table, sequence: Sequence | None) -> list[ColumnElement[b
     if sequence is None:
         return []
     return [table.c[name] == value for name, value in typed(sequence).items()]
+
+
+def is_skipped() -> ColumnElement[bool]:
+    """Return the condition for what `Task.skipped` tells of a task."""
+    columns = schema.task.c
+    return and_(columns.status == TaskStatus.success.value, columns.replay == StepReplay.skip.value)
 
 
 def task_key(row: Row) -> TaskKey:

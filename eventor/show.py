@@ -21,7 +21,6 @@ from eventor.types import (
     CauseKind,
     OwnerStatus,
     RunStatus,
-    StepReplay,
     TaskCounts,
     TaskStatus,
 )
@@ -240,9 +239,7 @@ def counts(tasks: TaskCounts) -> Text:
 
 def status_of(task: Task) -> str:
     """Return the word for where a task stands: its status, or *skipped*."""
-    if task.status is TaskStatus.success and task.replay is StepReplay.skip:
-        return "skipped"
-    return task.status.value
+    return "skipped" if task.skipped else task.status.value
 
 
 def sequence_text(sequence: types.Sequence) -> str:
@@ -308,16 +305,6 @@ def clock(at: datetime | None, beside: datetime, *, exact: bool = False) -> str:
     local = at.astimezone()
     date = "" if local.date() == beside.astimezone().date() else f"{local:%d %b} "
     return f"{date}{local:%H:%M:%S}" + (f".{local.microsecond // 1000:03}" if exact else "")
-
-
-def size(count: int) -> str:
-    """Return a number of bytes in words."""
-    number = float(count)
-    for unit in ("bytes", "KB", "MB"):
-        if number < 1000:  # noqa: PLR2004
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"
 
 
 def because(cause: Cause) -> str:

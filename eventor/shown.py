@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from eventor.timeline import told
-from eventor.types import OwnerStatus, Recovery, StepReplay, Task, TaskStatus, storable
+from eventor.types import OwnerStatus, Recovery, Task, TaskStatus, storable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -259,8 +259,7 @@ def fitting(lengths: Iterable[int], all_of_them: int) -> int:
 
 
 def _state(task: Task | Attempt, *, live: bool) -> str:
-    skipped = isinstance(task, Task) and task.replay is StepReplay.skip
-    if skipped and task.status is TaskStatus.success:
+    if isinstance(task, Task) and task.skipped:
         return "skipped"
     return "cut" if task.status is TaskStatus.active and not live else task.status.value
 

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, func, insert, null, select, union_all
+from sqlalchemy import case, func, insert, null, select, union_all
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -23,6 +23,7 @@ from eventor.rows import (
     Row,
     attempt_of,
     cause_of,
+    is_skipped,
     of_sequence,
     owner_of,
     sequence_of,
@@ -35,7 +36,6 @@ from eventor.types import (
     Counts,
     RaisedEvent,
     Sequence,
-    StepReplay,
     Task,
     TaskStatus,
 )
@@ -190,35 +190,6 @@ class Store:
             if self._path is not None:
                 sqlite.shrink(self._path)
 
-    def find(
-        self, name: str, run_id: int | None = None, recovery: int | None = None
-    ) -> tuple[int, int]:
-        """Return the numbers of a run of that name, and of a recovery of it: by default the latest.
-
-        Raises:
-            RecoveryError: there is no such run or recovery.
-        """
-        runs, recoveries = schema.run.c, schema.recovery.c
-        with self.reading("find a run") as connection:
-            latest = connection.scalar(latest_run(name))
-            if latest is None:
-                raise RecoveryError(
-                    f"there is nothing to attach to: the store {self.location} has no run "
-                    f"named {name!r}; {say_names(connection)}"
-                )
-            of_name = select(runs.run_id).where(runs.name == name, runs.run_id == run_id)
-            if run_id is not None and connection.scalar(of_name) is None:
-                raise RecoveryError(
-                    f"the store {self.location} has no run {run_id} named {name!r}; "
-                    f"the latest is {latest}"
-                )
-            run = latest if run_id is None else run_id
-            of_run = select(recoveries.recovery).where(recoveries.run_id == run)
-            newest = max(known := connection.scalars(of_run).all())
-            if recovery is not None and recovery not in known:
-                raise RecoveryError(f"run {run} has no recovery {recovery}; the latest is {newest}")
-            return run, newest if recovery is None else recovery
-
     def definition(self, run_id: int, recoveries: Collection[int] | None = None) -> Any:
         """Return the definition that a run, or some of its recoveries, recorded last, or None."""
         columns = schema.definition.c
@@ -295,10 +266,7 @@ class Store:
     def count(self, run_id: int, recovery: int) -> Counts:
         """Return how many tasks of each step stand how, and how often each event was raised."""
         tasks, events = schema.task.c, schema.event.c
-        skipped = and_(
-            tasks.status == TaskStatus.success.value, tasks.replay == StepReplay.skip.value
-        )
-        status = case((skipped, "skipped"), else_=tasks.status).label("status")
+        status = case((is_skipped(), "skipped"), else_=tasks.status).label("status")
         query = union_all(
             select(tasks.step.label("name"), status, func.count().label("number"))
             .where(tasks.run_id == run_id, tasks.recovery == recovery)

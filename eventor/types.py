@@ -450,6 +450,11 @@ class Task:
     """The return value as it was kept; `result` is the value itself."""
 
     @property
+    def skipped(self) -> bool:
+        """Whether it counts as a success since a recovery has skipped it."""
+        return self.status is TaskStatus.success and self.replay is StepReplay.skip
+
+    @property
     def result(self) -> Any:
         """What the step returned; None before it has, the repr of what could not be pickled.
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from eventor.live import Terminal
 from eventor.progress import Failure, Progress
-from eventor.types import RunStatus, StepReplay, TaskStatus, Transition, TransitionKind
+from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import TextIO
 
     from eventor.history import History, Place
@@ -43,10 +43,9 @@ def progress_of(run: Run, recovery: Recovery, tasks: Iterable[Task]) -> Progress
     here = (run.run_id, recovery.recovery, run.name)
     progress(Transition(TransitionKind.run_started, recovery.began_at, *here))
     for task in sorted(tasks, key=lambda task: task.ended_at or datetime.max.replace(tzinfo=UTC)):
-        skipped = task.status is TaskStatus.success and task.replay is StepReplay.skip
         progress(
             Transition(
-                TransitionKind.task_skipped if skipped else _KINDS[task.status],
+                TransitionKind.task_skipped if task.skipped else _KINDS[task.status],
                 task.started_at or task.ready_at,
                 *here,
                 name=task.step,
@@ -64,7 +63,6 @@ def progress_of(run: Run, recovery: Recovery, tasks: Iterable[Task]) -> Progress
 def watch(
     history: History,
     place: Place,
-    look_up: Callable[[History, Place], tuple[Run, Recovery]],
     stream: TextIO,
 ) -> Recovery:
     """Show how far a run is until it ends: a picture on a terminal, else its failures as they come.
@@ -72,7 +70,6 @@ def watch(
     Args:
         history: of its store.
         place: the numbers of the run and of the recovery.
-        look_up: gives the records of these.
         stream: where it is shown.
 
     Returns:
@@ -83,7 +80,7 @@ def watch(
     try:
         while True:
             began = time.monotonic()
-            run, recovery = look_up(history, place)
+            run, recovery = history.at(place)
             progress = progress_of(run, recovery, history.tasks(*place))
             if terminal is None:
                 for failure in progress.failures:

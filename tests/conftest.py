@@ -101,6 +101,22 @@ def start(tmp_path):
         process.communicate(timeout=30)
 
 
+@pytest.fixture
+def crashed(start, tmp_path):
+    """Make a store of a run whose owner was killed."""
+    process = start("""
+        import os, signal
+        import eventor as evr
+        ev = evr.Eventor("daily", "crashed.db", config={"logdir": "."})
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", os.kill, (os.getpid(), signal.SIGKILL)))
+        ev.trigger_event(go)
+        ev()
+    """)
+    process.wait(timeout=60)
+    return tmp_path / "crashed.db"
+
+
 def wait_until(condition, seconds=30):
     """Wait for a condition to hold, and fail at a deadline."""
     deadline = time.monotonic() + seconds

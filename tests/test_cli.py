@@ -68,22 +68,6 @@ def store(build, tmp_path):
     return tmp_path / "flow.db"
 
 
-@pytest.fixture
-def crashed(start, tmp_path):
-    """Make a store of a run whose owner was killed."""
-    process = start("""
-        import os, signal
-        import eventor as evr
-        ev = evr.Eventor("daily", "crashed.db", config={"logdir": "."})
-        go = ev.add_event("go")
-        ev.add_assoc(go, ev.add_step("s", os.kill, (os.getpid(), signal.SIGKILL)))
-        ev.trigger_event(go)
-        ev()
-    """)
-    process.wait(timeout=60)
-    return tmp_path / "crashed.db"
-
-
 def test_runs_are_listed(run, store):
     code, shown, _ = run("runs", store)
     heads, first, second = (re.split(r" {2,}", line) for line in shown.splitlines())

@@ -147,8 +147,8 @@ def look(tmp_path):
     """Look at the store of a test as another program does."""
     stores = []
 
-    def build():
-        stores.append(Store(locate(tmp_path / "flow.db"), Access.read))
+    def build(path=tmp_path / "flow.db"):
+        stores.append(Store(locate(path), Access.read))
         return History(stores[-1])
 
     yield build
@@ -235,18 +235,8 @@ def test_a_run_is_told_by_how_it_has_ended(make, look):
     assert run(int, stopped=True, delay=9000) == ("unfinished", evr.TaskCounts())
 
 
-def test_a_run_whose_owner_has_died_has_crashed(start, look, tmp_path):
-    process = start("""
-        import os, signal
-        import eventor as evr
-        ev = evr.Eventor("daily", "flow.db", config={"logdir": "."})
-        go = ev.add_event("go")
-        ev.add_assoc(go, ev.add_step("s", os.kill, (os.getpid(), signal.SIGKILL)))
-        ev.trigger_event(go)
-        ev()
-    """)
-    process.wait(timeout=60)
-    (run,) = look().runs()
+def test_a_run_whose_owner_has_died_has_crashed(crashed, look, tmp_path):
+    (run,) = look(crashed).runs()
     (recovery,) = run.recoveries
     assert (run.name, recovery.owner, recovery.status) == ("daily", "dead", "crashed")
     assert (recovery.ended_at, recovery.tasks.active) == (None, 1)
