@@ -1,6 +1,7 @@
 """What a step can know and do from within."""
 
 import asyncio
+import itertools
 import json
 import logging
 import multiprocessing
@@ -426,12 +427,13 @@ def test_a_handler_of_signals_may_trigger_and_log_in_the_middle(make, caplog):
     """In the middle of what its own thread sends: each comes whole, and none waits for ever."""
 
     def step():
-        here, came = evr.current(), []
+        here, came, numbers = evr.current(), [], itertools.count(1)
         big = logging.getLogger("big")
 
         def handle(_number, _frame):
+            number = next(numbers)  # at once: a handler may come in the middle of this one
             came.append(None)
-            here.trigger("within", len(came))
+            here.trigger("within", number)
             logging.getLogger("small").warning("from the handler")
 
         signal.signal(signal.SIGALRM, handle)
@@ -448,5 +450,6 @@ def test_a_handler_of_signals_may_trigger_and_log_in_the_middle(make, caplog):
     assert ev() is True
     count = ev.tasks()[0].result
     assert len(ev.events("within")) == count
+    assert {event.sequence for event in ev.events("within")} == set(range(1, count + 1))
     told = [record for record in caplog.records if record.name == "small"]
     assert len(told) == count
