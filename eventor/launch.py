@@ -276,11 +276,16 @@ class Launcher:
         self._abandoned = True
         leaders = [worker.pid for worker in self._workers | self._limited]
         self._limited.clear()
+        # Whoever handles what they log may raise: not before all have ended.
+        records: list[logging.LogRecord] = []
+        pass_on, self._on_record = self._on_record, records.append
         for number in (signal.SIGTERM, signal.SIGKILL):
             for worker in self._workers:
                 worker.end(number)
             self._await_ends(GRACE_SECONDS)
         kill_sessions(leaders)
+        for record in records:
+            pass_on(record)
 
     def close(self) -> None:
         """Let go of the keeper, and of workers that could not be ended in time."""

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -509,6 +510,44 @@ def test_whatever_breaks_the_loop_ends_what_runs(make, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="now"):
         ev()
     assert not multiprocessing.active_children()
+
+
+def test_what_breaks_the_ending_takes_no_step_the_time_to_end(make, monkeypatch, tmp_path):
+    """What they log when they are told to end breaks it again and again."""
+    here, in_order = tmp_path / "here", tmp_path / "in order"
+    here.mkdir()
+    in_order.mkdir()
+
+    def refuse(*_):
+        raise KeyboardInterrupt("now")
+
+    def step(name):
+        def end(*_):
+            logging.getLogger("mine").warning("not yet")
+            time.sleep(0.3)  # as long as it takes to put something in order
+            (in_order / name).touch()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, end)
+        (here / name).touch()
+        while True:
+            signal.pause()
+
+    def break_it():
+        wait_until(lambda: len(list(here.iterdir())) == 3)
+        logging.getLogger("mine").warning("x")
+        signal.pause()
+
+    ev = make(config={"max_concurrent": 4})
+    monkeypatch.setattr(ev._journal, "pass_on", refuse)
+    go = ev.add_event("go")
+    ev.add_assoc(go, *(ev.add_step(name, step, (name,)) for name in "abc"))
+    ev.add_assoc(go, ev.add_step("last", break_it))
+    ev.trigger_event(go)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        ev()
+    assert not multiprocessing.active_children()
+    assert sorted(path.name for path in in_order.iterdir()) == ["a", "b", "c"]
 
 
 def test_a_process_that_lingers_does_not_outlast_its_grace_beside_others(
