@@ -1,7 +1,9 @@
 """The `eventor` command, and `python -m eventor`."""
 
+import os
 import signal
 import sys
+from pathlib import Path
 
 _EXTRA = ("click", "rich")
 _USAGE, _INTERRUPTED = 2, 130
@@ -12,16 +14,26 @@ def main() -> int:
     try:
         # Who has read enough closes the pipe, and that ends this as it ends other commands.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        from eventor import cli  # noqa: PLC0415 (what it imports may be missing)
+        _open_what_is_closed()
+        from eventor.cli import run  # noqa: PLC0415 (what it imports may be missing)
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRA:
             raise
-        told = f"eventor: the command needs {error.name}: pip install 'eventor[cli]'"
+        told = f"eventor: the command needs {missing}: pip install 'eventor[cli]'"
         print(told, file=sys.stderr)  # noqa: T201
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    return cli.main(sys.argv[1:])
+    return run()
+
+
+def _open_what_is_closed() -> None:
+    """Let what is written to a stream that the shell has closed (`>&-`) go nowhere."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (until the end)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from eventor.errors import ConfigError
@@ -26,6 +27,9 @@ Hook = Callable[["Transition"], object]
 Hooks = tuple[Hook, ...]
 
 _LONGEST_LEASE = 10_000_000
+
+_LISTED = 30
+"""How many known words a message lists."""
 
 LONGEST_DELAY = 1_000_000_000.0
 """Seconds, some 30 years: what waits longer than that is a mistake."""
@@ -417,7 +421,10 @@ def read_word(kind: type[_E], given: object, what: str) -> _E:
 def unknown(given: object, known: Collection[str]) -> str:
     """Say what was probably meant by a word that is none of `known`."""
     near = _nearest(given, known)
-    return f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
+    if near:
+        return f"did you mean {near!r}?"
+    more = f", and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"known are {', '.join(islice(known, _LISTED))}{more}"
 
 
 def _nearest(given: object, known: Collection[str]) -> str | None:

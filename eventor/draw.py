@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import importlib.util
-import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from eventor import picture
 from eventor.diagram import GATES, STATES, Diagram, Node, counted, diagram, printable, without_links
 from eventor.errors import DrawError
+from eventor.files import write_file
 
 if TYPE_CHECKING:
     import os
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from eventor.types import Counts
 
 _DETAILS = ("all", "few")
-
-_DRAFT_NAME = 40
-"""Characters of a file's name that its draft bears; a name has at most 255 bytes."""
 
 _LARGEST_SCALE = 100
 
@@ -151,7 +148,7 @@ class Graph:
             )
         content = write(self)
         try:
-            write_whole(target, content)
+            write_file(target, content)
         except (OSError, ValueError) as error:
             raise DrawError(f"a graph cannot be saved as {str(target)!r}: {error}") from error
 
@@ -166,21 +163,6 @@ class Graph:
     @functools.cached_property
     def _picture(self) -> picture.Picture:
         return picture.draw(self._diagram, self._title)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; what was there is as it was.
-    """
-    draft = path.with_name(f".{path.name[:_DRAFT_NAME]}.{uuid.uuid4().hex}.draft")
-    try:
-        with draft.open("xb") as file:  # never through a link that somebody has put there
-            file.write(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 _FORMATS: Mapping[str, Callable[[Graph], bytes]] = {

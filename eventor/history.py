@@ -51,6 +51,7 @@ class History:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._definitions: dict[Place, Any] = {}
 
     def runs(self, name: str | None = None) -> list[Run]:
         """Return all runs, or those of a name, with their recoveries, in the order of beginning.
@@ -183,7 +184,18 @@ class History:
 
         It is that which the recovery has recorded, or one before it if it has not come so far.
         """
-        return self._store.definition(run_id, range(recovery + 1))
+        place = (run_id, recovery)
+        if place not in self._definitions:
+            found = self._store.definition(run_id, range(recovery + 1))
+            if found is None:
+                return None  # it may still come
+            self._definitions[place] = found
+        return self._definitions[place]
+
+    def names(self, place: Place) -> dict[ThingKind, list[str]]:
+        """Return the names of the events and steps of a recovery's flow; none if it is unknown."""
+        recorded = self.definition(*place)
+        return {kind: [] for kind in ThingKind} if recorded is None else Definition(recorded).names
 
     def why(
         self,

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from eventor.types import OwnerStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from eventor.owner import Owner
-    from eventor.types import Cause, Lack, Occurrence, RaisedEvent, Recovery, Run, Task, Why
+    from eventor.types import Cause, Counts, Lack, Occurrence, RaisedEvent, Recovery, Run, Task, Why
 
 Plain = dict[str, Any]
 
@@ -73,7 +75,7 @@ def recovery_data(recovery: Recovery, owner: Owner | None, now: datetime) -> Pla
         "owner": recovery.owner.value,
         "owner_host": None if owner is None else owner.host,
         "owner_pid": None if owner is None else owner.pid,
-        "tasks": asdict(recovery.tasks) | {"all": recovery.tasks.all},
+        "counts": asdict(recovery.tasks) | {"all": recovery.tasks.all},
     }
 
 
@@ -134,6 +136,12 @@ def event_data(event: RaisedEvent) -> Plain:
         "raised_at": _time(event.raised_at),
         "cause": cause_data(event.cause),
     }
+
+
+def flow_data(definition: Mapping[str, Any], counts: Counts | None, title: str) -> Plain:
+    """Return a flow: its definition as the store keeps it, and how things stand in a run of it."""
+    stand = None if counts is None else asdict(counts)
+    return {"title": title, "definition": definition, "counts": stand}
 
 
 def cause_data(cause: Cause) -> Plain:

@@ -68,14 +68,14 @@ class Column:
     Attributes:
         title: its heading.
         right: whether its cells end, rather than begin, below each other.
-        cut: whether what is too long is cut, rather than wrapped.
         spare: whether it is left out where there is no room; the last one first.
+        below: whether it comes below its row where there is no room; for the last column.
     """
 
     title: str
     right: bool = False
-    cut: bool = False
     spare: bool = False
+    below: bool = False
 
 
 def terminal(*, colour: bool) -> Console:
@@ -171,7 +171,7 @@ def show_tasks(console: Console, tasks: Sequence[Task], recovery: Recovery, now:
     ]
     columns = [
         *(Column("STATUS"), Column("STEP"), Column("SEQUENCE"), Column("BEGAN")),
-        *(Column("TOOK", right=True), Column("ATTEMPT", right=True), Column("NOTE", cut=True)),
+        *(Column("TOOK", right=True), Column("ATTEMPT", right=True), Column("NOTE", below=True)),
     ]
     _show_table(console, columns, rows)
 
@@ -209,18 +209,17 @@ def show_why(console: Console, why: Why) -> None:
     """Print why something has happened, or has not."""
     if why.happened:
         rows = [_link(one) for one in why.chain]
-        columns = [Column("AT"), Column("WHAT"), Column("BECAUSE OF"), Column("STATUS")]
-        _show_table(console, [*columns, Column("NOTE", cut=True)], rows)
+        columns = [Column("AT"), Column("STATUS"), Column("WHAT"), Column("BECAUSE OF")]
+        _show_table(console, [*columns, Column("NOTE", below=True)], rows)
         return
     for lack in why.lacks:
-        told = clean(str(lack).lstrip(" "))
         indent = " " * (2 * lack.depth)
-        style = "" if lack.depth else "bold"
-        for number, line in enumerate(
-            Text(told, style).wrap(console, max(20, console.width - len(indent) - 2))
-        ):
-            more = "  " if number else ""
-            line.stylize(_lack_style(lack))
+        told = Text(clean(str(lack).lstrip(" ")), "" if lack.depth else "bold")
+        told.stylize(_lack_style(lack))
+        room = max(3 * _LEAST, console.width - len(indent) - 2 * _GAP)
+        for number, line in enumerate(told.wrap(console, room)):
+            line.rstrip()
+            more = " " * (2 * _GAP if number else 0)
             console.print(Text(indent + more).append_text(line), soft_wrap=True)
 
 
@@ -307,17 +306,27 @@ def clock(at: datetime | None, beside: datetime, *, exact: bool = False) -> str:
     return f"{date}{local:%H:%M:%S}" + (f".{local.microsecond // 1000:03}" if exact else "")
 
 
+def size(count: int) -> str:
+    """Return a number of bytes in words."""
+    number = float(count)
+    for unit in ("bytes", "KB", "MB"):
+        if number < 1000:  # noqa: PLR2004
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
+
+
 def because(cause: Cause) -> str:
     """Return the reason for an event or a task in words."""
     source, detail = cause.source or "?", cause.detail or "?"
     return {
-        CauseKind.call: "a trigger of the program",
-        CauseKind.step: f"a trigger of step {source}",
-        CauseKind.process: f"a trigger of process {detail}",
+        CauseKind.call: "trigger of the program",
+        CauseKind.step: f"trigger of step {source}",
+        CauseKind.process: f"trigger of process {detail}",
         CauseKind.association: f"association of {source}",
         CauseKind.expression: f"expression {detail}",
         CauseKind.status: f"{detail} of {source}",
-        CauseKind.recovery: f"a trigger of recovery {detail}",
+        CauseKind.recovery: f"trigger of recovery {detail}",
     }[cause.kind]
 
 
@@ -341,24 +350,23 @@ def _note(task: Task, recovery: Recovery) -> Text:
     if task.due_at is not None:
         return Text(f"next attempt at {clock(task.due_at, recovery.began_at)}", "yellow")
     if task.error is not None:
-        return Text(clean(next(iter(task.error.splitlines()), "")), "red")
+        return _first_line(task.error)
     if task.status is TaskStatus.active and recovery.owner is not OwnerStatus.live:
         return Text("was cut short", "yellow")
     return Text()
 
 
+def _first_line(error: str | None) -> Text:
+    return Text(clean(next(iter((error or "").splitlines()), "")), "red")
+
+
 def _link(one: Occurrence) -> list[Text]:
-    status = Text("raised") if one.status is None else _word(one.status.value)
-    took = duration(seconds_between(one.at, one.ended_at))
-    note = Text(f"{took} after it was ready", "dim") if took else Text()
-    if one.error is not None:
-        note = Text(clean(next(iter(one.error.splitlines()), "")), "red")
     return [
         Text(clock(one.at, datetime.now(UTC), exact=True)),
+        Text("raised") if one.status is None else _word(one.status.value),
         Text(f"{one.kind} {clean(one.name)}[{sequence_text(one.sequence)}]"),
         Text(clean(because(one.cause))),
-        status,
-        note,
+        _first_line(one.error),
     ]
 
 
@@ -388,43 +396,37 @@ def _show_table(console: Console, columns: list[Column], rows: list[list[Text]])
         number: max(len(columns[number].title), *(row[number].cell_len for row in rows))
         for number in used
     }
+    below = None
     for number in reversed(used):
-        if columns[number].spare and _excess(widths, console.width) > 0:
+        if _excess(widths, console.width) > 0 and (columns[number].spare or columns[number].below):
             del widths[number]
-    _narrow(columns, widths, console.width)
+            below = number if columns[number].below else below
+    while _excess(widths, console.width) > 0 and max(widths.values()) > _LEAST:
+        widths[max(widths, key=lambda number: widths[number])] -= 1
     shown = [columns[number] for number in widths]
-    titles = [Text(column.title, "bold") for column in shown]
-    for cells in [titles, *([row[number] for number in widths] for row in rows)]:
-        _show_row(console, shown, list(widths.values()), cells)
+    _show_row(console, shown, widths, [Text(column.title, "bold") for column in shown])
+    indent = next(iter(widths.values())) + _GAP
+    for row in rows:
+        _show_row(console, shown, widths, [row[number] for number in widths])
+        if below is not None and row[below]:
+            note = row[below].copy()
+            note.truncate(max(_LEAST, console.width - indent), overflow="ellipsis")
+            console.print(Text(" " * indent).append_text(note), soft_wrap=True)
 
 
 def _excess(widths: Mapping[int, int], room: int) -> int:
     return sum(widths.values()) + _GAP * (len(widths) - 1) - room
 
 
-def _narrow(columns: list[Column], widths: dict[int, int], room: int) -> None:
-    """Make columns narrower until there is room: first those that may be cut, then the widest."""
-    for number, width in widths.items():
-        if columns[number].cut:
-            least = min(width, 3 * _LEAST)
-            widths[number] = max(least, width - max(0, _excess(widths, room)))
-    while _excess(widths, room) > 0:
-        widest = max(widths, key=lambda number: widths[number])
-        if widths[widest] <= _LEAST:
-            return
-        widths[widest] -= 1
-
-
 def _show_row(
-    console: Console, columns: list[Column], widths: list[int], cells: list[Text]
+    console: Console, columns: list[Column], widths: Mapping[int, int], cells: list[Text]
 ) -> None:
     wrapped = [
-        _fitted(console, column, width, cell)
-        for column, width, cell in zip(columns, widths, cells, strict=True)
+        _fitted(console, width, cell) for width, cell in zip(widths.values(), cells, strict=True)
     ]
     for number in range(max(map(len, wrapped))):
         line, end = Text(), 0
-        for column, width, parts in zip(columns, widths, wrapped, strict=True):
+        for column, width, parts in zip(columns, widths.values(), wrapped, strict=True):
             part = parts[number] if number < len(parts) else Text()
             begin = end + (width - part.cell_len if column.right else 0)
             if part:
@@ -433,13 +435,9 @@ def _show_row(
         console.print(line, soft_wrap=True)
 
 
-def _fitted(console: Console, column: Column, width: int, cell: Text) -> list[Text]:
+def _fitted(console: Console, width: int, cell: Text) -> list[Text]:
     if cell.cell_len <= width:
         return [cell]
-    if column.cut:
-        short = cell.copy()
-        short.truncate(width, overflow="ellipsis")
-        return [short]
     lines = list(cell.wrap(console, width, overflow="fold"))
     for line in lines:
         line.rstrip()

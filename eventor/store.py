@@ -180,6 +180,13 @@ class Store:
                 self._connection.close()
             self._engine.dispose()
 
+    def size(self) -> int:
+        """Return how many bytes its file takes, with the log beside it."""
+        if self._path is None:
+            return 0
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def shrink(self) -> None:
         """Give the space of what was deleted back to the file system.
 

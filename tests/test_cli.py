@@ -1,4 +1,4 @@
-"""The command: what it prints, its exit codes, and that it leaves stores as they are."""
+"""The `eventor` command: what it tells of stores, asks of runs, and how it ends."""
 
 import contextlib
 import csv
@@ -8,194 +8,366 @@ import os
 import pty
 import re
 import signal
+import stat
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyte
 import pytest
+from click.shell_completion import ShellComplete
 
 import eventor as evr
-from eventor import cli
-from tests.conftest import sql, statuses, wait_until
+from eventor import cli, show
+from eventor.named import sequences_of, split
+from tests.conftest import sql, wait_until
 
+PROGRAM = """
+import math, os, signal, sys, time
+import eventor as evr
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command; return its exit code, and what it printed to standard output and error."""
-    monkeypatch.setenv("NO_COLOR", "1")
+def work(name):
+    if name == "die":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
 
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert "Traceback (most" not in shown.err
-        return code, shown.out, shown.err
-
-    return call
-
-
-@pytest.fixture
-def build(make, tmp_path):
-    """Build a flow of which one sequence fails, and call it."""
-
-    def check(number):
-        print("checking", number)
-        if number == 3:
-            raise ValueError("bad number\nand more")
-
-    def call(name="daily", sequences=(1, 3, "x", "1"), **arguments):
-        ev = make(name=name, config={"stop_on_exception": False}, **arguments)
-        begin = ev.add_event("begin")
-        config = {"capture_output": True, "max_attempts": 2}
-        load = ev.add_step("load", int)
-        checked = ev.add_step("check", check, (evr.sequence,), config=config)
-        ev.add_assoc(begin, load)
-        ev.add_assoc(load.success, checked)
-        ev.add_assoc(checked.success, ev.add_step("report", int))
-        ev.trigger_events(begin, sequences)
+if __name__ == "__main__":
+    mode, name, linger = sys.argv[1:]
+    config = {"logdir": ".", "linger": float(linger), "sleep_between_loops": 0.05,
+              "max_tasks_per_child": None}
+    with evr.Eventor("daily", "flow.db", mode, config=config) as ev:
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("work", work, args=(name,)))
+        if mode == "restart":
+            ev.trigger_event(go, "monday")
         ev()
+"""
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command, and return its exit code, and what it has printed and said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*arguments):
+        capsys.readouterr()
+        code = cli.run(arguments)
+        printed, said = capsys.readouterr()
+        return code, printed, said
+
+    return command
+
+
+@pytest.fixture
+def data(run):
+    """Run a command, and return the document that it prints."""
+
+    def command(*arguments):
+        code, printed, said = run(*arguments, "--json")
+        assert (code, said) == (0, "")
+        return json.loads(printed)
+
+    return command
+
+
+def shell(tmp_path, *arguments, **environment):
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "eventor", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def loads(text):
+    print("read", text)
+    return int(text)
+
+
+@pytest.fixture
+def failed(make):
+    """A run of which a step has failed twice, after one that captured its output."""
+    ev = make(name="daily", config={"stop_on_exception": False})
+    go = ev.add_event("go")
+    captured = {"capture_output": True}
+    load = ev.add_step("load", loads, args=("7",), config=captured)
+    config = {"max_attempts": 2, **captured}
+    check = ev.add_step("check[all]", loads, args=("x",), config=config)
+    both = ev.add_event("both", (load.success, check.success))
+    ev.add_assoc(go, load, check)
+    ev.add_assoc(both, ev.add_step("report", int))
+    ev.trigger_event(go, "monday")
+    ev()
+    ev.close()
+    return ev
+
+
+@pytest.fixture
+def simple(make):
+    """Make runs of one step, in some sequences."""
+
+    def build(*sequences, name="", run_mode="restart", step=int):
+        ev = make(name=name, run_mode=run_mode, config={"stop_on_exception": False})
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", step))
+        for sequence in sequences:
+            ev.trigger_event(go, sequence)
+        ev()
+        ev.close()
         return ev
 
-    return call
+    return build
 
 
-@pytest.fixture
-def store(build, tmp_path):
-    """Make a store of a run that has failed, and of one that has succeeded before."""
-    build("quick", [1]).close()
-    build().close()
-    return tmp_path / "flow.db"
+def test_a_live_run_is_shown_triggered_and_stopped_from_a_shell(start, run, data, tmp_path):
+    process = start(PROGRAM, "restart", "well", "600")
+    wait_until(lambda: run("show", "flow.db")[0] == 0)
+
+    def done():
+        return data("show", "flow.db")["counts"]["success"]
+
+    wait_until(lambda: done() == 1)
+    told = data("show", "flow.db")
+    assert (told["status"], told["owner"], told["owner_pid"]) == ("running", "live", process.pid)
+    assert f" {process.pid}@{told['owner_host']}" in run("runs", "flow.db")[1]
+    asked = shell(tmp_path, "trigger", "flow.db", "go[2]")
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout == "run 1 of daily is asked to raise go[2]\n"
+    wait_until(lambda: done() == 2)
+    checked = shell(tmp_path, "show", "flow.db", "--check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    stopped = shell(tmp_path, "stop", "flow.db", "--name", "daily")
+    assert (stopped.returncode, stopped.stdout) == (0, "run 1 of daily is asked to stop\n")
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    shown = shell(tmp_path, "show", "flow.db", "--check")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("run 1.0 of daily has succeeded: 2 success\nprogram.py, began ")
 
 
-def test_runs_are_listed(run, store):
-    code, shown, _ = run("runs", store)
-    heads, first, second = (re.split(r" {2,}", line) for line in shown.splitlines())
-    assert heads[:3] == ["RUN", "NAME", "STATUS"]
-    assert first[:3] == ["1.0", "quick", "succeeded"]
-    assert second[:3] == ["2.0", "daily", "failed"]
-    assert "1 failure, 10 success" in second
-    assert code == 0
-    assert len(run("runs", store, "--name", "quick")[1].splitlines()) == 2
-    assert run("runs", store, "--name", "none")[1:] == ("", "there are no runs\n")
+def test_a_crashed_run_is_told_from_others_and_its_recovery_takes_up_a_trigger(
+    start, run, data, tmp_path
+):
+    process = start(PROGRAM, "restart", "die", "0")
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    code, printed, said = run("show", "flow.db", "--check")
+    assert (code, said) == (1, "eventor: run 1.0 of daily has crashed\n")
+    assert re.search(r"^active +work +monday +\S+ +was cut short$", printed, re.MULTILINE)
+    (crashed,) = data("runs", "flow.db")["runs"][0]["recoveries"]
+    assert (crashed["status"], crashed["owner"], crashed["ended_at"]) == ("crashed", "dead", None)
+    heard = datetime.fromisoformat(crashed["heard_at"])
+    began = datetime.fromisoformat(crashed["began_at"])
+    assert crashed["seconds"] == pytest.approx((heard - began).total_seconds())
+    assert crashed["owner_pid"] == process.pid
+    code, printed, said = run("trigger", "flow.db", "go[5]")
+    assert (code, printed) == (0, "run 1 of daily is asked to raise go[5]\n")
+    kept = "run 1 of daily is not live: the trigger is kept for its next recovery"
+    assert said == f"eventor: {kept}\n"
+    nothing = "eventor: run 1 of daily is not live; there is nothing to stop\n"
+    assert run("stop", "flow.db") == (2, "", nothing)
+    start(PROGRAM, "recover", "well", "0").communicate(timeout=30)
+    assert [task["sequence"] for task in data("show", "flow.db")["tasks"]] == ["monday", 5]
+    code, printed, said = run("prune", "flow.db", "--keep", "0")
+    assert (code, said) == (0, "")
+    assert printed.splitlines()[-1].startswith("1 run deleted")
 
 
-def test_runs_as_json_keep_times_and_counts(run, store):
-    _code, shown, _ = run("runs", store, "--json")
-    _quick, daily = json.loads(shown)
-    (recovery,) = daily["recoveries"]
-    assert (daily["name"], recovery["status"], recovery["owner"]) == ("daily", "failed", "ended")
-    assert recovery["tasks"] == {
-        "ready": 0,
-        "active": 0,
-        "success": 10,
-        "failure": 1,
-        "skipped": 0,
-        "all": 11,
+def test_runs_are_listed_with_their_recoveries(failed, simple, run, data):
+    simple(1, 2, step=lambda: None)
+    simple(run_mode="recover")
+    code, printed, said = run("runs", "flow.db")
+    assert (code, said) == (0, "")
+    lines = [re.split(r"  +", line) for line in printed.splitlines()]
+    assert lines[0] == ["RUN", "NAME", "STATUS", "BEGAN", "TOOK", "TASKS", "OWNER", "PROGRAM"]
+    assert [line[:3] for line in lines[1:]] == [
+        ["1.0", "daily", "failed"],
+        ["2.0", "''", "succeeded"],
+        ["2.1", "''", "succeeded"],
+    ]
+    assert [line[5] for line in lines[1:]] == ["1 failure, 1 success", "2 success", "2 skipped"]
+    assert not any(line.endswith(" ") for line in printed.splitlines())
+    runs = data("runs", "flow.db")["runs"]
+    assert [(each["run_id"], each["name"]) for each in runs] == [(1, "daily"), (2, "")]
+    recovery = runs[1]["recoveries"][1]
+    assert {key: recovery[key] for key in ("recovery", "based_on", "owner", "counts")} == {
+        "recovery": 1,
+        "based_on": 0,
+        "owner": "ended",
+        "counts": {"ready": 0, "active": 0, "success": 0, "failure": 0, "skipped": 2, "all": 2},
     }
-    assert recovery["began_at"].endswith("+00:00")
-    assert 0 < recovery["seconds"] < 60
+    assert datetime.fromisoformat(recovery["began_at"]).utcoffset() == timedelta(0)
+    assert len(data("runs", "flow.db", "--name", "daily")["runs"]) == 1
 
 
-def test_tasks_are_shown(run, store):
-    code, shown, _ = run("show", store)
+def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run, data):
+    code, printed, said = run("show", "flow.db", "--traceback", "--output")
+    assert (code, said) == (0, "")
+    assert printed.startswith("run 1.0 of daily has failed: 1 failure, 1 success\n")
+    error = "ValueError: invalid literal for int() with base 10: 'x'"
+    assert re.search(
+        rf"^failure +check\[all\] +monday .* 2  {re.escape(error)}$", printed, re.MULTILINE
+    )
+    headings = re.findall(r"^(\w+ of .*)$", printed, re.MULTILINE)
+    assert headings == [
+        "error of check[all][monday], attempt 1",
+        "error of check[all][monday], attempt 2",
+        "stdout of load[monday]",
+        "stdout of check[all][monday], attempt 1",
+        "stdout of check[all][monday], attempt 2",
+    ]
+    assert printed.count("  Traceback (most recent call last):\n") == 2
+    assert "\n  read 7\n" in printed
+    assert run("show", "flow.db", "--check")[0] == 1
+    told = data("show", "flow.db", "--status", "failure")
+    (task,) = told["tasks"]
+    assert (task["step"], task["attempt"], task["error"]) == ("check[all]", 2, error)
+    assert [one["status"] for one in task["attempts"]] == ["failure", "failure"]
+    assert task["attempts"][0]["stdout"] == "read x\n"
+    assert task["cause"] == {"kind": "association", "source": "go", "detail": None}
+    assert [event["event"] for event in told["events"]][:1] == ["go"]
+
+
+def test_tasks_are_chosen_by_step_sequence_and_status(simple, run, data):
+    simple(1, "1", 2)
+    simple(run_mode="recover")
+
+    def chosen(*options):
+        return [task["sequence"] for task in data("show", "flow.db", *options)["tasks"]]
+
+    assert chosen() == [1, "1", 2]
+    assert chosen("--sequence", "1") == [1]
+    assert chosen("--sequence", "'1'") == ["1"]
+    assert chosen("--sequence", "7" * 5000) == []
+    assert chosen("--status", "skipped") == [1, "1", 2]
+    assert chosen("--status", "success") == []
+    assert chosen("--status", "success", "--run", "1.0", "--step", "s") == [1, "1", 2]
+    assert chosen("--status", "success", "--run", "1", "--recovery", "0") == [1, "1", 2]
+    _, printed, said = run("show", "flow.db", "--traceback", "--output")
+    assert "  '1'\n" in printed
+    assert "based on recovery 0\n" in printed
+    nothing, uncaptured = said.splitlines()
+    assert nothing == "eventor: no attempt at these tasks has failed"
+    assert uncaptured.startswith("eventor: of these tasks no output was captured; ")
+    unknown = "eventor: run 1 has no step 'x'; known are s\n"
+    assert run("show", "flow.db", "--step", "x") == (2, "", unknown)
+
+
+def test_why_tells_the_chain_of_causes_or_what_is_missing(failed, run, data):
+    code, printed, _ = run("why", "flow.db", "check[all][monday]")
     assert code == 0
-    assert shown.startswith("run 2.0 of daily has failed: 1 failure, 10 success\n")
-    assert len(shown.splitlines()) == 4 + 11
-    code, shown, _ = run("show", store, "--status", "failure", "--traceback", "--output")
-    assert re.search(r"failure +check +3 .* 2 +ValueError: bad number\n", shown)
-    assert shown.count('raise ValueError("bad number\\nand more")') == 2
-    assert shown.count("stdout of check[3], attempt") == 2
-    assert "  checking 3\n" in shown
+    lines = [re.split(r"  +", line) for line in printed.splitlines()]
+    assert lines == [
+        ["AT", "STATUS", "WHAT", "BECAUSE OF", "NOTE"],
+        [lines[1][0], "raised", "event go[monday]", "trigger of the program"],
+        [lines[2][0], "failure", "step check[all][monday]", "association of go", lines[2][4]],
+    ]
+    assert lines[2][4].startswith("ValueError: ")
+    assert run("why", "flow.db", "check[all]")[1] == printed
+    code, printed, _ = run("why", "flow.db", "report")
+    assert code == 0
+    needs = "it needs load.success and check[all].success"
+    error = "ValueError: invalid literal for int() with base 10: 'x'"
+    assert printed.splitlines() == [
+        "step report[monday] has not run",
+        f"  association of event both[monday] is not raised; {needs}",
+        "    expression of event check[all].success[monday] is not raised",
+        f"      at_success of step check[all][monday] failed: {error}",
+    ]
+    told = data("why", "flow.db", "go", "--event")
+    assert (told["kind"], told["sequence"], told["happened"]) == ("event", "monday", True)
+    assert told["chain"][0]["cause"]["kind"] == "call"
+    told = data("why", "flow.db", "report[monday]")
+    assert [lack["depth"] for lack in told["lacks"]] == [0, 1, 2, 3]
+    assert told["lacks"][3]["status"] == "failure"
+
+
+def test_why_says_what_is_not_there(failed, simple, run):
+    known = "known are go, load.success, check[all].success, both"
+    told = f"eventor: run 1 has no event 'report'; {known}\n"
+    assert run("why", "flow.db", "report[monday]", "--event") == (2, "", told)
+    assert run("why", "flow.db", "chek[all]")[2].endswith("did you mean 'check[all]'?\n")
+    simple()
+    code, _, said = run("why", "flow.db", "s")
+    assert (code, said) == (
+        2,
+        "eventor: step s has happened in no sequence; name one, as in 's[1]'\n",
+    )
+    simple(*range(7))
+    several = "there are 7 sequences for step s: 0, 1, 2, 3, 4, ...; name one, as in 's[6]'"
+    assert run("why", "flow.db", "s") == (2, "", f"eventor: {several}\n")
+
+
+def test_a_sequence_is_the_int_where_there_is_such_a_one_else_the_str(simple, data):
+    def sequence(what, *options):
+        return data("why", "flow.db", what, *options)["sequence"]
+
+    simple(1, "1", "2", "'3'")
+    assert [sequence(what) for what in ("s[1]", "s['1']", 's["1"]')] == [1, "1", "1"]
+    assert (sequence("s[2]"), sequence("go[2]")) == ("2", "2")
+    assert sequence("s['3']") == "'3'"
+    assert sequence("s[9]") == 9
+    assert sequence("s[monday]") == "monday"
 
 
 @pytest.mark.parametrize(
-    ("options", "tasks"),
+    ("what", "name", "sequence"),
     [
-        (["--step", "load"], 4),
-        (["--sequence", "1"], 3),
-        (["--sequence", "'1'"], 3),
-        (["--sequence", "x", "--step", "report"], 1),
-        (["--run", "1"], 3),
-        (["--name", "quick", "--recovery", "0"], 3),
-        (["--status", "skipped"], 0),
+        ("s", "s", None),
+        ("s[1]", "s", "1"),
+        ("s[a[b]]", "s", "a[b]"),
+        ("s[x][1]", "s[x]", "1"),
+        ("s[x]", "s", "x"),
+        ("t[x]", "t[x]", None),
+        ("unknown[x[1]]", "unknown", "x[1]"),
+        ("unknown", "unknown", None),
+        ("[1]", "[1]", None),
+        ("s[1", "s[1", None),
+        ("", "", None),
     ],
 )
-def test_tasks_are_chosen(run, store, options, tasks):
-    _code, shown, _ = run("show", store, "--json", *options)
-    found = json.loads(shown)["tasks"]
-    assert len(found) == tasks
-    if options[:1] == ["--sequence"] and options[1].strip("'") == "1":
-        assert {type(task["sequence"]) for task in found} == {str if "'" in options[1] else int}
+def test_a_name_may_have_brackets_as_the_flow_knows_it(what, name, sequence):
+    assert split(what, ["s", "s[x]", "t[x]"]) == (name, sequence)
 
 
-def test_a_check_tells_by_its_exit_code(run, store, crashed, make):
-    assert run("show", store, "--check")[0] == 1
-    assert run("show", store, "--run", "1", "--check")[0] == 0
-    code, shown, _ = run("show", crashed, "--check")
-    assert (code, shown.split(":")[0]) == (1, "run 1.0 of daily has crashed")
-    assert re.search(r"active +s .* was cut short", shown)
-    live = make(store=crashed.parent / "live.db")
-    code, shown, _ = run("show", crashed.parent / "live.db", "--check")
-    assert (code, shown.splitlines()[0]) == (0, "run 1.0 is running: no task")
-    live.close()
+def test_what_reads_as_an_int_and_is_none_is_a_str():
+    assert sequences_of("9" * 30) == ["9" * 30]
+    assert sequences_of("-5") == [-5, "-5"]
+    assert sequences_of("--5") == ["--5"]
+    assert sequences_of("٣") == ["٣"]
+    assert sequences_of("'") == ["'"]
 
 
-def test_why_is_told(run, store):
-    code, shown, _ = run("why", store, "report[x]")
-    assert code == 0
-    assert re.findall(r"(?:event|step) \S+", shown) == [
-        *("event begin[x]", "step load[x]", "event load.success[x]", "step check[x]"),
-        *("event check.success[x]", "step report[x]"),
+def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, tmp_path):
+    simple(name="old")
+    simple(name="new")
+    code, printed, said = run("trigger", "flow.db", "go['7']", "--json")
+    assert (code, said.count("kept for its next recovery")) == (0, 1)
+    assert json.loads(printed) == {
+        "run_id": 2,
+        "name": "new",
+        "event": "go",
+        "sequence": "7",
+        "live": False,
+    }
+    run("trigger", "flow.db", "go[7]", "--name", "old")
+    assert sql(tmp_path / "flow.db", "SELECT run_id, sequence_type FROM eventor_request") == [
+        (2, "str"),
+        (1, "int"),
     ]
-    _code, shown, _ = run("why", store, "report[3]")
-    assert shown.splitlines() == [
-        "step report[3] has not run",
-        "  association of event check.success[3] is not raised",
-        "    at_success of step check[3] failed: ValueError: bad number ...",
-    ]
-    told = json.loads(run("why", store, "check.success[3]", "--event", "--json")[1])
-    assert (told["happened"], [lack["depth"] for lack in told["lacks"]]) == (False, [0, 1])
-
-
-def test_a_sequence_that_is_not_told_is_the_only_one(run, store):
-    code, _, errors = run("why", store, "load")
-    assert (code, errors) == (
-        2,
-        "eventor: 'load' stands in 4 sequences (1, 3, x, '1'); expected 'load[SEQUENCE]'\n",
-    )
-    assert run("why", store, "load", "--run", "1")[0] == 0
-
-
-def test_a_live_run_is_triggered_and_stopped(run, start, tmp_path):
-    process = start("""
-        import eventor as evr
-        config = {"logdir": ".", "linger": 600, "sleep_between_loops": 0.05}
-        with evr.Eventor("shop", "shop.db", config=config) as ev:
-            order = ev.add_event("order [big]")
-            ev.add_assoc(order, ev.add_step("ship", int))
-            ev()
-    """)
-    store = tmp_path / "shop.db"
-    wait_until(lambda: store.exists() and sql(store, "SELECT * FROM eventor_definition"))
-    assert run("trigger", store, "order [big][7]") == (
-        0,
-        "event order [big][7] of run 1 is triggered\n",
-        "",
-    )
-    wait_until(lambda: sql(store, "SELECT * FROM eventor_task WHERE status = 'success'"))
-    assert run("prune", store, "--keep", "0") == (0, "", "0 are deleted\n")
-    assert run("stop", store) == (0, "run 1 is asked to stop\n", "")
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert run("trigger", store, "order [big]['7']")[1] == (
-        "event order [big]['7'] of run 1 is kept for its next recovery: the run is not live\n"
-    )
-    assert run("stop", store)[::2] == (
-        2,
-        "eventor: run 1 is not live: there is nothing to stop\n",
-    )
-    assert run("trigger", store, "order [big]")[0] == 2
+    for what, words in [
+        ("go", "'go' names no sequence; expected one, as in 'go[1]'"),
+        ("og[1]", "run 2 has no event 'og'; did you mean 'go'?"),
+    ]:
+        assert run("trigger", "flow.db", what) == (2, "", f"eventor: {words}\n")
 
 
 WATCHED = """
@@ -270,147 +442,476 @@ def test_a_run_is_watched_on_a_terminal(start, tmp_path):
     assert b"1 of 2 tasks" in shown
 
 
-def test_what_has_ended_is_watched_no_more(run, store, crashed):
-    code, shown, _ = run("watch", store)
-    assert (code, shown.splitlines()[0]) == (1, "failed: check[3]: ValueError: bad number and more")
-    assert run("watch", store, "--run", "1")[0] == 0
-    code, shown, _ = run("watch", crashed, "--json")
-    assert (code, json.loads(shown)["status"]) == (1, "crashed")
+def test_what_has_ended_is_watched_no_more(failed, simple, run, crashed):
+    code, printed, said = run("watch", "flow.db")
+    assert (code, said) == (1, "")
+    told = "ValueError: invalid literal for int() with base 10: 'x'"
+    assert printed.splitlines()[0] == f"failed: check[all][monday]: {told}"
+    simple(1, name="well")
+    assert run("watch", "flow.db")[0] == 0
+    code, printed, said = run("watch", str(crashed), "--json")
+    assert (code, said) == (1, "")
+    document = json.loads(printed)
+    assert (document["name"], document["status"]) == ("daily", "crashed")
 
 
-def test_runs_are_pruned(run, store):
-    before = store.read_bytes()
-    code, shown, errors = run("prune", store, "--keep", "0", "--name", "quick", "--dry-run")
-    assert (code, errors) == (0, "1 would be deleted\n")
-    assert "quick" in shown
-    assert store.read_bytes() == before
-    assert run("prune", store, "--older-than", "30d") == (0, "", "0 are deleted\n")
-    assert run("prune", store, "--keep", "0", "--name", "quick")[0] == 0
-    assert [one["name"] for one in json.loads(run("runs", store, "--json")[1])] == ["daily"]
-
-
-def test_all_is_exported(run, store, tmp_path):
-    code, shown, _ = run("export", store, "--format", "csv")
-    rows = list(csv.DictReader(io.StringIO(shown)))
-    assert (code, len(rows)) == (0, 14)
-    (failed,) = [row for row in rows if row["status"] == "failure"]
-    assert failed["error"] == "ValueError: bad number\nand more"
-    assert [row["sequence_type"] for row in rows if row["sequence"] == "1"].count("str") == 3
-    assert run("export", store, "--name", "daily", "-o", tmp_path / "all.json")[:2] == (0, "")
-    (daily,) = json.loads((tmp_path / "all.json").read_text())
-    (recovery,) = daily["recoveries"]
-    assert (len(recovery["tasks"]), len(recovery["events"])) == (11, 4 + 4 + 3)
-
-
-def test_a_flow_is_drawn_of_a_run_and_of_a_script(run, store, tmp_path):
-    code, shown, _ = run("graph", store)
-    assert (code, shown.splitlines()[0]) == (0, "flowchart TD")
-    assert run("graph", store, "-o", tmp_path / "a.svg", "--events", "few")[0] == 0
+def test_a_flow_is_drawn_of_a_run_and_of_a_script(failed, run, tmp_path):
+    code, printed, said = run("graph", "flow.db")
+    assert (code, printed.splitlines()[0], said) == (0, "flowchart TD", "")
+    assert run("graph", "flow.db", "-o", "a.svg", "--events", "few") == (0, "", "")
     assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
-    script = tmp_path / "script.py"
-    script.write_text(
+    (tmp_path / "script.py").write_text(
         "import sys, eventor\n"
         "ev = eventor.Eventor()\n"
         "ev.add_assoc(ev.add_event('go'), ev.add_step(sys.argv[2], int))\n"
         "ev()\n"
     )
-    code, shown, _ = run("graph", script, "--", "--name", "first")
-    assert (code, "first" in shown) == (0, True)
+    code, printed, said = run("graph", "script.py", "--", "--name", "first")
+    assert (code, "first" in printed, said) == (0, True, "")
     assert not (tmp_path / "script.db").exists()
-    assert run("graph", store, "-o", tmp_path / "a.gif")[0] == 2
+    document = json.loads(run("graph", "flow.db", "--json")[1])
+    assert [step["name"] for step in document["definition"]["steps"]][:1] == ["load"]
+    assert document["counts"]["events"]["go"] == 1
+    assert document["counts"]["steps"]["load"]["success"] == 1
+    document = json.loads(run("graph", "script.py", "--json", "--", "--name", "first")[1])
+    assert (document["title"], document["counts"]) == ("script", None)
+    assert document["definition"]["assocs"] == [{"event": "go", "events": [], "steps": ["first"]}]
+    for arguments, words in [
+        (("-o", "a.gif"), "cannot be saved as 'a.gif'; expected a name that ends in .svg"),
+        (("more",), "'more' is one argument too many"),
+    ]:
+        code, _, said = run("graph", "flow.db", *arguments)
+        assert (code, words in said) == (2, True)
 
 
-def test_a_run_is_reported(run, store, tmp_path):
-    assert run("report", store, "-o", tmp_path / "run.html") == (0, "", "")
+def test_a_run_is_reported(failed, run, tmp_path):
+    assert run("report", "flow.db", "-o", "run.html") == (0, "", "")
     page = (tmp_path / "run.html").read_text()
     assert "<svg" in page
-    assert "ValueError: bad number" in page
+    assert "invalid literal for int()" in page
+    assert run("report", "flow.db", "-o", "-")[1].startswith("<!doctype html>")
+
+
+def test_prune_says_what_it_deletes_and_what_cannot_be_recovered_then(failed, simple, run, data):
+    for name in ("a", "a", "b"):
+        simple(1, name=name)
+    code, printed, said = run("prune", "flow.db", "--keep", "0", "--dry-run")
+    assert (code, len(printed.splitlines())) == (0, 6)
+    assert printed.endswith("\n4 runs would be deleted\n")
+    assert said == "eventor: what had not succeeded could then not be recovered: 1 (failed)\n"
+    assert len(data("runs", "flow.db")["runs"]) == 4
+    pruned = data("prune", "flow.db", "--keep", "1", "--name", "a")
+    assert [each["run_id"] for each in pruned["runs"]] == [2]
+    assert not pruned["dry_run"]
+    assert run("prune", "flow.db", "--older-than", "2w", "--dry-run")[1] == (
+        "no run would be deleted\n"
+    )
+    assert run("prune", "flow.db", "--older-than", "2w") == (0, "no run deleted\n", "")
+    code, printed, said = run("prune", "flow.db", "--older-than", "0s", "--keep", "0")
+    assert (code, len(printed.splitlines())) == (0, 5)
+    assert re.search(r"\n3 runs deleted(; \S+ (bytes|KB|MB) given back)?\n$", printed)
+    assert said == "eventor: what had not succeeded can now not be recovered: 1 (failed)\n"
+    assert run("runs", "flow.db") == (0, "the store has no runs\n", "")
+    assert run("show", "flow.db")[0] == 2
+
+
+def test_prune_leaves_a_live_run_and_the_space(simple, make, run):
+    simple(1)
+    make()
+    code, printed, said = run("prune", "flow.db", "--keep", "0")
+    assert (code, printed.splitlines()[-1]) == (0, "1 run deleted")
+    assert said == "eventor: a run is live, so the space is left in the store, to be used again\n"
+
+
+def test_prune_says_so_where_space_cannot_be_given_back(simple, run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    simple(1)
+    monkeypatch.setattr("eventor.sqlite.shrink", full)
+    code, printed, said = run("prune", "flow.db", "--keep", "0")
+    assert (code, printed.splitlines()[-1]) == (0, "1 run deleted")
+    assert "the runs are deleted, and their space is left in the store: " in said
+    assert "cannot give space back: No space left on device" in said
+
+
+def test_prune_takes_a_rule_that_can_be_read(simple, run):
+    simple(1)
+    assert run("prune", "flow.db") == (
+        2,
+        "",
+        "eventor: missing option '--keep' or '--older-than' (see eventor prune --help)\n",
+    )
+    for age in ("", "d", "30", "30y", "-1d", "99999999999999w", "1e3d"):
+        code, _, said = run("prune", "flow.db", "--older-than", age)
+        assert code == 2
+        assert f"{age!r} is no age; expected one such as 30d, 12h, 90m or 2w" in said
+    for number in ("-1", "x", "9" * 20):
+        assert f"{number!r} is no number" in run("prune", "flow.db", f"--keep={number}")[2]
+
+
+def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_path):
+    def odd():
+        raise ValueError('a "b", c\nd\re\0f ü')
+
+    simple(1, "1,\n2", step=odd)
+    assert run("export", "flow.db", "--format", "csv", "-o", "out.csv") == (0, "", "")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sequence"], row["sequence_type"]) for row in rows] == [
+        ("1", "int"),
+        ("1,\n2", "str"),
+    ]
+    assert rows[0]["error"] == 'ValueError: a "b", c\nd\re\\x00f ü'
+    assert (rows[0]["run_id"], rows[0]["step"], rows[0]["cause_source"]) == ("1", "s", "go")
+    assert float(rows[0]["seconds"]) >= 0
+    printed = run("export", "flow.db", "--format", "csv", "--run", "1.0")[1]
+    assert list(csv.DictReader(io.StringIO(printed, newline=""))) == rows
+
+
+def test_json_has_runs_recoveries_tasks_and_events(failed, simple, run):
+    simple("a", name="b")
+    simple(name="b", run_mode="recover")
+
+    def exported(*options):
+        code, printed, said = run("export", "flow.db", "--format", "json", *options)
+        assert (code, said) == (0, "")
+        return json.loads(printed)["runs"]
+
+    everything = exported()
+    assert [(one["run_id"], len(one["recoveries"])) for one in everything] == [(1, 1), (2, 2)]
+    first = everything[0]["recoveries"][0]
+    assert [len(task["attempts"]) for task in first["tasks"]] == [1, 2]
+    assert first["events"][0]["event"] == "go"
+    assert exported("--name", "b") == everything[1:] == exported("--run", "2")
+    assert exported("--run", "2.0")[0]["recoveries"] == everything[1]["recoveries"][:1]
+    assert exported("--recovery", "1")[0]["recoveries"] == everything[1]["recoveries"][1:]
+
+
+WRITES = [("export",), ("report",), ("graph",)]
+
+
+@pytest.mark.parametrize("command", WRITES, ids=" ".join)
+def test_a_store_is_not_written_over(command, simple, run, tmp_path):
+    simple(1)
+    before = (tmp_path / "flow.db").read_bytes()
+    (tmp_path / "link").symlink_to("flow.db")
+    (tmp_path / "other").hardlink_to(tmp_path / "flow.db")
+    for place, words in [
+        ("flow.db", "flow.db is the store itself; expected another file"),
+        (f"../{tmp_path.name}/flow.db", "flow.db is the store itself; expected another file"),
+        ("link", "link is the store itself"),
+        ("other", "other is the store itself"),
+        ("flow.db-wal", "flow.db-wal is a part of the store"),
+        ("flow.db-shm", "flow.db-shm is a part of the store"),
+    ]:
+        code, _, said = run(*command, "flow.db", "-o", place)
+        assert (code, words in said) == (2, True)
+    assert (tmp_path / "flow.db").read_bytes() == before
+    assert not list(tmp_path.glob("flow.db-*"))
+
+
+def test_a_file_is_written_as_it_is_asked_for(simple, run, tmp_path):
+    simple(1)
+    printed = run("export", "flow.db")[1]
+    (tmp_path / "mine").write_text("before")
+    (tmp_path / "mine").chmod(0o640)
+    (tmp_path / "link").symlink_to("mine")
+    assert run("export", "flow.db", "-o", "link") == (0, "", "")
+    assert (tmp_path / "mine").read_text() == printed
+    assert (tmp_path / "link").is_symlink()
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o640
+    assert run("export", "flow.db", "-o", "-") == (0, printed, "")
+    assert not (tmp_path / "-").exists()
+    for place, words in [
+        ("none/out", "none/out cannot be written: No such file or directory"),
+        (".", "cannot be written: Is a directory"),
+        ("flow.db/x", "cannot be written: Not a directory"),
+    ]:
+        code, _, said = run("export", "flow.db", "-o", place)
+        assert (code, words in said) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "logs") == [
+        "flow.db",
+        "link",
+        "mine",
+    ]
+
+
+LOOKS = [
+    ("runs",),
+    ("show",),
+    ("why", "s[1]"),
+    ("watch",),
+    ("graph",),
+    ("report", "-o", "-"),
+    ("export",),
+    ("prune", "--keep", "0", "--dry-run"),
+]
+ASKS = [("trigger", "go[1]"), ("stop",), ("prune", "--keep", "0")]
+
+
+@pytest.mark.parametrize("command", [*LOOKS, *ASKS], ids=" ".join)
+def test_what_is_no_store_is_told_in_one_line_and_left_as_it_is(command, run, tmp_path):
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "text.db").write_text("no store " * 100)
+    sql(tmp_path / "other.db", "CREATE TABLE x (y)")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for store, words in [
+        ("none.db", "none.db does not exist"),
+        ("empty.db", "empty.db is empty"),
+        ("text.db", "it is a file, but not a SQLite database"),
+        ("other.db", "is a SQLite database of something else"),
+        (".", "is a directory"),
+        (":memory:", "a store in memory keeps no runs"),
+        ("postgresql://x/y", "is of a kind that eventor cannot use"),
+    ]:
+        code, printed, said = run(command[0], store, *command[1:])
+        assert (code, printed) == (2, "")
+        assert words in said
+        assert said.startswith("eventor: ")
+        assert said.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("command", [*LOOKS, *ASKS], ids=" ".join)
+def test_a_store_of_another_schema_is_left_as_it_is(command, version, simple, run, tmp_path):
+    simple(1)
+    sql(tmp_path / "flow.db", f"UPDATE eventor_schema SET version = {version}")
+    before = (tmp_path / "flow.db").read_bytes()
+    code, _, said = run(command[0], "flow.db", *command[1:])
+    assert code == 2
+    assert re.fullmatch(rf"eventor: .*has schema version {version}.*left as it is.*\n", said)
+    assert (tmp_path / "flow.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", LOOKS, ids=" ".join)
+def test_to_look_writes_nothing(command, simple, run, tmp_path):
+    simple(1)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run(command[0], "flow.db", *command[1:])[0] == 0
+    assert run(command[0], f"sqlite:///{tmp_path}/flow.db", *command[1:])[0] == 0
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["runs", "nothing.db"], "does not exist"),
-        (["runs", "."], "is a directory"),
-        (["runs", "text"], "not a SQLite database"),
-        (["runs", "empty"], "is empty"),
-        (["runs", "other.db"], "of something else"),
-        (["runs", "postgresql://x/y"], "of a kind that eventor cannot use"),
-        (["show", "flow.db", "--run", "7"], "has no run 7"),
-        (["show", "flow.db", "--recovery", "7"], "has no recovery 7"),
-        (["show", "flow.db", "--step", "lode"], "did you mean 'load'"),
-        (["why", "flow.db", "lode[1]"], "did you mean 'load'"),
-        (["trigger", "flow.db", "began[1]"], "did you mean 'begin'"),
-        (["prune", "flow.db"], "neither keep nor older_than"),
-        (["prune", "flow.db", "--older-than", "3 years"], "is no age"),
-        (["graph", "nothing.py"], "there is no script"),
-        (["export", "flow.db", "-o", "no/such/place"], "No such file or directory"),
-        (["shw", "flow.db"], "did you mean 'show'"),
-        (["show", "flow.db", "--sort"], "No such option"),
+        (("rnus",), "there is no command 'rnus'; did you mean 'runs'? (see eventor --help)"),
+        (("runs",), "missing argument 'STORE' (see eventor runs --help)"),
+        (("runs", "flow.db", "--nmae", "x"), "no such option"),
+        (("show", "flow.db", "--status", "done"), "'done' is not one of 'ready', 'active'"),
+        (("show", "flow.db", "--run", "x"), "'x' is no run; expected its number, as 4, or 4.1"),
+        (("show", "flow.db", "--run", "9"), "has no run 9; the latest is 1"),
+        (("show", "flow.db", "--run", "1.5"), "run 1 has no recovery 5; the latest is 0"),
+        (("show", "flow.db", "--recovery", "5"), "run 1 has no recovery 5; the latest is 0"),
+        (("show", "flow.db", "--name", "x"), "has no run named 'x'; it has runs named ''"),
+        (("runs", "flow.db", "--name", "x"), "has no run named 'x'; it has runs named ''"),
+        (("report", "flow.db"), "missing option '-o'"),
+        (("export", "flow.db", "--format", "xml"), "'xml' is not one of"),
+        (("graph", "none.py"), "there is no script 'none.py'"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_line(run, store, tmp_path, monkeypatch, arguments, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text").write_text("no database")
-    (tmp_path / "empty").touch()
-    sql(tmp_path / "other.db", "CREATE TABLE mine (x)")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    code, shown, errors = run(*arguments)
-    assert (code, shown) == (2, "")
-    assert words in errors
-    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert {name for name in after if not name.endswith(("-wal", "-shm"))} == set(before)
+def test_bad_usage_is_told_in_one_line(arguments, words, simple, run):
+    simple(1)
+    code, printed, said = run(*arguments)
+    assert (code, printed) == (2, "")
+    assert words in said
+    assert re.match("eventor: .", said)
 
 
-def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "eventor", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
+def test_help_has_examples_for_each_command(run):
+    code, printed, _ = run("--help")
+    assert code == 0
+    assert "Exit codes:\n" in printed
+    for name in cli.cli.commands:
+        code, printed, _ = run(name, "-h")
+        assert code == 0
+        assert re.search(rf"Examples?:\n    eventor {name} ", printed), name
+        assert max(map(len, printed.splitlines())) <= 80
+    assert run("--version") == (0, f"eventor {evr.__version__}\n", "")
+    code, printed, said = run()
+    assert (code, printed) == (2, "")
+    assert said.startswith("Usage: eventor ")
+
+
+def test_colours_are_for_terminals_and_can_be_had_and_refused(failed, run, monkeypatch):
+    plain = run("show", "flow.db")[1]
+    assert "\x1b" not in plain
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = run("show", "flow.db")[1]
+    assert "\x1b[" in coloured
+    undone = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert re.sub(r"\(.*ago\)", "", undone) == re.sub(r"\(.*ago\)", "", plain)
+    for arguments in (("show", "flow.db", "--no-color"), ("--no-color", "show", "flow.db")):
+        assert "\x1b" not in run(*arguments)[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in run("show", "flow.db")[1]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_are_as_wide_as_the_terminal(columns, make, run, monkeypatch):
+    ev = make(name="a name of a run that is somewhat long", config={"stop_on_exception": False})
+    go = ev.add_event("go")
+    long = "a step whose name is so long that it takes a line of its own, and then some more of it"
+    ev.add_assoc(go, ev.add_step(long, loads, args=("x" * 100,)), ev.add_step("short", int))
+    ev.trigger_event(go, "a sequence that is long")
+    ev()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in (("show",), ("runs",), ("why", f"{long}[a sequence that is long]")):
+        code, printed, _ = run(command[0], "flow.db", *command[1:])
+        assert code == 0
+        table = printed.splitlines()[2 if command == ("show",) else 0 :]
+        assert max(map(len, table)) <= columns
+        assert "…" in printed or command == ("runs",)
+        words = "".join(printed.split())
+        assert command == ("runs",) or "shortint" in words or "takes" in words
+
+
+def test_what_would_do_something_to_a_terminal_is_written_out(make, run):
+    def step():
+        print("\x1b[31mred\x1b[0m\x1b]0;title\x07 10%\r100%\x1b[2J\x08")
+        raise ValueError("a\x1b[31m\tb")
+
+    ev = make()
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("s", step, config={"capture_output": True}))
+    ev.trigger_event(go, "\x1b[1mx\n")
+    ev()
+    code, printed, _ = run("show", "flow.db", "--traceback", "--output")
+    assert code == 0
+    assert r"\x1b[1mx\n" in printed
+    assert r"ValueError: a\x1b[31m\tb" in printed
+    assert not set(printed) & {"\x1b", "\x07", "\x08", "\r"}
+
+
+def test_a_pipe_that_is_closed_early_ends_the_command_quietly(simple, tmp_path):
+    simple(1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "eventor", "show", "flow.db"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
     )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGPIPE, b"")
 
 
-def test_it_is_a_program(store):
-    assert command("--version").stdout == f"eventor {evr.__version__}\n"
-    assert "Exit codes" in command("--help").stdout
-    ran = command("show", store, "--check")
-    assert (ran.returncode, ran.stderr) == (1, "")
-    assert "\x1b" not in ran.stdout
-    env = {**os.environ, "FORCE_COLOR": "1"}
-    assert "\x1b[" in command("show", store, env=env).stdout
-    assert "\x1b[" not in command("show", store, "--no-color", env=env).stdout
-
-
-def test_who_reads_on_no_more_is_no_error(store):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "eventor", "export", store],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+@pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_written_to_nowhere(simple, how, tmp_path):
+    simple(1)
+    command = f"exec {sys.executable} -W error -m eventor show flow.db {how}"
+    ran = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=False
     )
-    process.stdout.close()
-    process.stdout = None
-    _shown, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) in [(-signal.SIGPIPE, b""), (0, b"")]
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no device that is full")
+@pytest.mark.parametrize("command", ["show flow.db", "export flow.db", "--help"])
+def test_output_that_cannot_be_written_is_told(simple, command, tmp_path):
+    simple(1)
+    with FULL.open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "eventor", *command.split()],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    told = "eventor: standard output cannot be written: No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (2, told)
+
+
+def test_ctrl_c_ends_it_with_130(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eventor.command.Store", interrupted)
+    code, printed, said = run("runs", "flow.db")
+    assert (code, printed, said.strip()) == (130, "", "")
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_tells_what_to_install(tmp_path, missing):
-    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    ran = command("runs", "flow.db", env=env, cwd=tmp_path)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == f"eventor: the command needs {missing}: pip install 'eventor[cli]'\n"
+def test_without_the_extra_it_says_what_to_install(missing, tmp_path):
+    code = (
+        f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['eventor', 'runs']; "
+        "runpy.run_module('eventor', run_name='__main__')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    told = f"eventor: the command needs {missing}: pip install 'eventor[cli]'\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", told)
 
 
-def test_a_crashed_run_can_be_looked_at_and_recovered_after(run, crashed, make):
-    before = crashed.read_bytes()
-    for command in ("runs", "show", "graph"):
-        assert run(command, crashed)[0] == 0
-    assert run("why", crashed, "s")[0] == 0
-    assert crashed.read_bytes() == before
-    ev = make(name="daily", store=crashed, run_mode="recover")
-    ev.add_assoc(ev.add_event("go"), ev.add_step("s", int))
-    assert ev() is True
-    assert statuses(ev) == {"s[1]": "success"}
+def test_to_import_eventor_does_not_import_what_the_command_needs(tmp_path):
+    code = "import sys, eventor; print({'click', 'rich', 'eventor.cli'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "set()\n"
+
+
+def completed(*arguments):
+    *before, last = arguments
+    complete = ShellComplete(cli.cli, {}, "eventor", "_EVENTOR_COMPLETE")
+    return [(item.value, item.type) for item in complete.get_completions(before, last)]
+
+
+def test_a_shell_completes_commands_stores_names_steps_and_events(failed, run, tmp_path):
+    assert ("runs", "plain") in completed("ru")
+    assert completed("show", "fl") == [("fl", "file")]
+    assert completed("show", "flow.db", "--name", "d") == [("daily", "plain")]
+    assert completed("show", "flow.db", "--step", "ch") == [("check[all]", "plain")]
+    assert completed("trigger", "flow.db", "g") == [("go", "plain")]
+    names = [name for name, _ in completed("why", "flow.db", "")]
+    assert {"load", "report", "go", "both"} <= set(names)
+    assert completed("why", "none.db", "") == completed("show", "none.db", "--name", "") == []
+    words = {"_EVENTOR_COMPLETE": "bash_complete", "COMP_WORDS": "eventor ru", "COMP_CWORD": "1"}
+    assert shell(tmp_path, **words).stdout == "plain,runs\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, ""),
+        (-1, "0 ms"),
+        (0.0123, "12 ms"),
+        (0.9996, "1.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (90000, "1 d 1 h"),
+    ],
+)
+def test_durations_are_told_in_words(seconds, words):
+    assert show.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (timedelta(seconds=5), "5 s ago"),
+        (timedelta(minutes=59, seconds=59), "59 min ago"),
+        (timedelta(hours=2), "10:00:00"),
+        (timedelta(hours=13), "yesterday 23:00"),
+        (timedelta(days=40), "09 Jun 12:00"),
+        (timedelta(days=400), "2029-06-14 12:00"),
+        (timedelta(seconds=-5), "12:00:05"),
+    ],
+)
+def test_when_something_was_is_told_in_words_and_in_local_time(before, words):
+    now = datetime(2030, 7, 19, 12).astimezone()
+    assert show.ago((now - before).astimezone(UTC), now.astimezone(UTC)) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 bytes"), (2048, "2.0 KB"), (3_500_000, "3.5 MB"), (7e9, "7.0 GB")]
+)
+def test_sizes_are_told_in_words(count, words):
+    assert show.size(count) == words

@@ -1,6 +1,10 @@
 """Every code sample of the README and of the documentation runs."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -36,6 +40,35 @@ def test_the_output_in_the_readme_is_what_its_example_prints(script):
     readme = ROOT / "README.rst"
     ran = script(blocks(readme, "python")[0])
     assert untimed(ran.stderr) == untimed(blocks(readme, "text")[0].rstrip("\n") + "\n")
+
+
+def stable(output):
+    """Return what a command prints without times, durations, sizes and the widths of columns."""
+    output = re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "TIME", output)
+    output = re.sub(r"\b\d+(\.\d)? (ms|s|min( \d+ s)?|bytes|KB|MB)\b", "NUMBER", output)
+    output = output.replace("; NUMBER given back", "")
+    return [re.sub(r"(?<=\S) {2,}", "  ", line) for line in output.splitlines()]
+
+
+def test_the_commands_of_the_page_on_the_command_print_what_it_shows(tmp_path):
+    page = ROOT / "docs/howto/command.rst"
+    (tmp_path / "nightly_load.py").write_text("\n".join(blocks(page, "python")))
+    environment = {**os.environ, "COLUMNS": "80"}
+    ran = [sys.executable, "-W", "error", "nightly_load.py"]
+    subprocess.run(ran, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    for shown in blocks(page, "console"):
+        for told in re.split(r"^\$ ", shown, flags=re.MULTILINE)[1:]:
+            command, _, output = told.partition("\n")
+            ran = subprocess.run(
+                [sys.executable, "-m", *shlex.split(command)],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            assert stable(ran.stdout) == stable(output.rstrip()), command
 
 
 def test_the_readme_and_the_examples_have_the_same_simple_example():

@@ -43,47 +43,87 @@ FLOW = """
 """
 
 
-def test_a_script_is_executed_up_to_its_first_call(written, tmp_path, monkeypatch, capsys):
+def steps(found):
+    return [step["name"] for step in found.definition["steps"]]
+
+
+def test_a_script_is_executed_up_to_its_first_call(written, tmp_path, monkeypatch, capfd):
     """It finds what stands beside it, and its arguments; its store is neither read nor written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "helper.py").write_text("def step(): pass\n")
     path, before = written(FLOW), (list(sys.path), list(sys.argv), evr.Eventor)
-    seen = rehearse(path, lambda ev: (list(ev._flow.steps), ev.tasks()), ["first"])
-    assert seen == (["first"], [])
+    found = rehearse(path, ["first"])
+    assert (steps(found), found.name) == (["first"], "daily")
     assert (sys.path, sys.argv, evr.Eventor) == before
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         "helper.py",
         "script.py",
     ]
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "before\n")
 
 
 def test_a_script_that_never_calls_shows_what_it_made_last(written):
     path = written("""
         from eventor import Eventor
-        Eventor("one").add_event("a")
+        Eventor("one").add_step("a", int)
         with Eventor("two") as ev:
-            ev.add_event("b")
+            ev.add_step("b", int)
     """)
-    assert rehearse(path, lambda ev: list(ev._flow.events)) == ["a"]
+    found = rehearse(path)
+    assert (steps(found), found.name) == (["a"], "one")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "threading.Thread(target=ev).start()",
+        """
+            try:
+                ev()
+            except BaseException:
+                pass
+            raise SystemExit(3)
+        """,
+        """
+            threading.Thread(target=threading.Event().wait).start()
+            ev()
+        """,
+    ],
+    ids=["in a thread", "all is caught", "a thread stays"],
+)
+def test_the_first_call_is_the_end_whatever_a_script_does_about_it(written, rest):
+    path = written(
+        f"""
+            import threading, eventor
+            ev = eventor.Eventor()
+            ev.add_step("a", int)
+            {textwrap.dedent(rest).strip().replace(chr(10), chr(10) + " " * 12)}
+        """
+    )
+    assert steps(rehearse(path)) == ["a"]
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
         ("x = 1", "has made no Eventor"),
-        ("1 / 0", "ended before it called ev\\(\\): ZeroDivisionError: division by zero"),
+        (
+            "1 / 0",
+            "ended before it called ev\\(\\): ZeroDivisionError: division by zero \\(line 1\\)",
+        ),
         ("import sys; sys.exit('no input')", "ended before it called .*SystemExit: no input"),
         ("import eventor; eventor.Eventor(config=7)", "ConfigError: .*config is 7"),
         ("def", "SyntaxError"),
+        ("import os; os._exit(3)", "ended before it called ev\\(\\): exit code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "ended before it called ev\\(\\): SIGKILL"),
     ],
 )
 def test_a_script_without_a_flow_is_told(written, code, words):
     with pytest.raises(evr.UsageError, match=words):
-        rehearse(written(code), repr)
+        rehearse(written(code))
 
 
 def test_what_is_no_script_is_told(tmp_path):
     with pytest.raises(evr.UsageError, match=r"no script '.*nothing\.py'"):
-        rehearse(tmp_path / "nothing.py", repr)
+        rehearse(tmp_path / "nothing.py")
