@@ -79,6 +79,8 @@ def check_file(path: Path, *, needed_to: str = "", to_write: bool = True) -> Non
         if not (mode & _WRITABLE and os.access(path, os.R_OK | os.W_OK)):
             raise StoreError(f"the store {path} cannot be both read and written by this user")
         _check_place(path)
+    else:
+        _check_log(path)
     if not (status.st_size and _has_tables(path)) and needed_to:
         raise RecoveryError(f"there is nothing to {needed_to}: the store {path} is empty")
 
@@ -249,6 +251,17 @@ def _check_place(path: Path) -> None:
         raise StoreError(f"the store {path} cannot be made: {place} is not a directory")
     if not os.access(place, os.W_OK | os.X_OK):
         raise StoreError(f"the store {path} cannot be used: directory {place} is not writable")
+
+
+def _check_log(path: Path) -> None:
+    """Refuse a log that a crash has left where nothing can be written, so not even be read."""
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if log.exists() and not index.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StoreError(
+            f"the store {path} cannot be looked at: its last owner has left the log {log}, and to "
+            f"read that SQLite makes {index}, in a directory which is not writable; copy the store "
+            "and its log to another, and look there"
+        )
 
 
 def _check_leftovers(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Why something has happened, or why it has not: told by the store alone."""
 
 import itertools
+import os
 
 import pytest
 
@@ -196,6 +197,19 @@ def test_a_store_that_is_made_read_only_can_be_looked_at(make, look, tmp_path):
     make().close()
     (tmp_path / "flow.db").chmod(0o444)
     assert len(look().runs()) == 1
+
+
+def test_a_log_that_a_crash_has_left_where_nothing_can_be_written_is_told(
+    crashed, look, tmp_path, monkeypatch
+):
+    assert look(crashed).runs()[0].recoveries[0].status == "crashed"
+    (tmp_path / "crashed.db-shm").unlink()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path and access(path, mode))
+    with pytest.raises(evr.StoreError, match=r"has left the log .*crashed\.db-wal"):
+        look(crashed)
+    monkeypatch.undo()
+    assert look(crashed).runs()[0].recoveries[0].status == "crashed"
 
 
 @pytest.mark.parametrize(
