@@ -385,7 +385,7 @@ def trigger(store: str, what: str, name: str | None, *, as_json: bool) -> None:
         asked = {"event": named.name, "sequence": named.sequence}
         print_json({"run_id": looked.run.run_id, "name": looked.run.name, **asked, "live": live})
     else:
-        event = f"{named.name}[{show.sequence_text(named.sequence)}]"
+        event = show.thing(named.name, named.sequence)
         click.echo(f"{_of_name(looked.run)} is asked to raise {event}")
     if not live:
         say(f"{_of_name(looked.run)} is not live: the trigger is kept for its next recovery")

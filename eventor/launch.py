@@ -37,7 +37,7 @@ from eventor.output import Output, Outputs
 from eventor.owner import process_of
 from eventor.plan import TaskEnded, TaskKey, Trigger
 from eventor.signals import TAKEN, blocked
-from eventor.types import Cause, CauseKind, Outcome, failure
+from eventor.types import Cause, CauseKind, Outcome, failure, sequence_text
 from eventor.worker import GRACE_SECONDS, Worker
 from eventor.zygote import Zygote
 
@@ -522,7 +522,7 @@ class Launcher:
 
 def _by_step(key: TaskKey, sequence: Sequence) -> Cause:
     """Return the cause of what a task triggers; it names the task's sequence if that is another."""
-    detail = None if key.sequence == sequence else str(key.sequence)
+    detail = None if key.sequence == sequence else sequence_text(key.sequence)
     return Cause(CauseKind.step, key.step, detail)
 
 

@@ -23,6 +23,7 @@ from eventor.types import (
     RunStatus,
     TaskCounts,
     TaskStatus,
+    sequence_text,
 )
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def show_tasks(console: Console, tasks: Sequence[Task], recovery: Recovery, now:
         [
             _word(status_of(task)),
             Text(clean(task.step)),
-            Text(sequence_text(task.sequence)),
+            Text(clean(sequence_text(task.sequence))),
             Text(clock(task.started_at, recovery.began_at)),
             Text(duration(_task_seconds(task, now if live else None))),
             Text(str(task.attempt) if several and task.attempt else ""),
@@ -241,15 +242,9 @@ def status_of(task: Task) -> str:
     return "skipped" if task.skipped else task.status.value
 
 
-def sequence_text(sequence: types.Sequence) -> str:
-    """Return a sequence as a person writes it: a str that reads as an int in quotes."""
-    if isinstance(sequence, int):
-        return str(sequence)
-    return repr(sequence) if _reads_as_int(sequence) else clean(sequence)
-
-
-def _reads_as_int(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+def thing(name: str, sequence: types.Sequence) -> str:
+    """Return how a step or an event in a sequence is called."""
+    return f"{clean(name)}[{clean(sequence_text(sequence))}]"
 
 
 def clean(text: str) -> str:
@@ -364,7 +359,7 @@ def _link(one: Occurrence) -> list[Text]:
     return [
         Text(clock(one.at, datetime.now(UTC), exact=True)),
         Text("raised") if one.status is None else _word(one.status.value),
-        Text(f"{one.kind} {clean(one.name)}[{sequence_text(one.sequence)}]"),
+        Text(f"{one.kind} {thing(one.name, one.sequence)}"),
         Text(clean(because(one.cause))),
         _first_line(one.error),
     ]
@@ -378,7 +373,7 @@ def _lack_style(lack: Lack) -> str:
 
 def _show_heading(console: Console, task: Task, attempt: Attempt, what: str) -> None:
     which = f", attempt {attempt.number}" if len(task.attempts) > 1 else ""
-    name = f"{clean(task.step)}[{sequence_text(task.sequence)}]"
+    name = thing(task.step, task.sequence)
     console.print()
     console.print(Text(f"{what} of {name}{which}", "bold"), soft_wrap=True)
 

@@ -12,11 +12,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from eventor.errors import ConfigError
-from eventor.types import CauseKind, Sequence, TransitionKind
+from eventor.types import CauseKind, Sequence, TransitionKind, sequence_told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from opentelemetry.trace import Span, SpanContext, Tracer
 
     from eventor.types import Cause, Transition
@@ -180,30 +178,14 @@ class OpenTelemetry:
             return self._raised.get((cause.source, sequence), ())
         if cause.kind is CauseKind.status:
             return self._of_step((cause.source, sequence))
-        found = [
-            source
-            for other in _sequences(cause.detail, sequence)
-            for source in self._of_step((cause.source, other))
-        ]
-        return tuple(found)
+        of_step = sequence if cause.detail is None else sequence_told(cause.detail)
+        return self._of_step((cause.source, of_step))
 
     def _of_step(self, key: _Key) -> tuple[SpanContext, ...]:
         """Return the span of a task; of one that is ready and has none yet, those behind it."""
         if key in self._begun:
             return (self._begun[key],)
         return self._waiting[key].sources if key in self._waiting else ()
-
-
-def _sequences(detail: str | None, own: Sequence) -> Iterator[Sequence]:
-    """Yield which sequences the detail of a step's cause may mean, in which their type is lost."""
-    if detail is None:
-        yield own
-        return
-    yield detail
-    try:
-        yield int(detail)
-    except ValueError:
-        return
 
 
 def _of_run(told: Transition) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The values of the enums are the words that stand in the store.
 from __future__ import annotations
 
 import pickle
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 
 Sequence = int | str
 """What ties together all that derives from one trigger; `1` and `"1"` are two sequences."""
+
+_INT = re.compile(r"-?[0-9]+")
+
+
+def sequence_text(sequence: Sequence) -> str:
+    """Return a sequence as a person writes it: in quotes if it is a str that reads as an int."""
+    if isinstance(sequence, int):
+        return str(sequence)
+    quoted = _INT.fullmatch(sequence) is not None or sequence.startswith("'")
+    return f"'{sequence}'" if quoted else sequence
+
+
+def sequence_told(text: str) -> Sequence:
+    """Return the sequence that `sequence_text` has written."""
+    if text.startswith("'"):
+        return text[1:-1]
+    return int(text) if _INT.fullmatch(text) else text
 
 
 class RunMode(StrEnum):
@@ -107,8 +125,9 @@ class Cause:
         source: the name of the event (association; expression: the one that completed it)
             or of the step (status, step) that is the reason; None where there is none.
         detail: the expression, the transition (`at_success`), for a recovery the number of the
-            recovery that had the trigger, for a process its host and pid (`host:1234`); None
-            where there is none.
+            recovery that had the trigger, for a process its host and pid (`host:1234`), for a step
+            that runs in another sequence that sequence, in quotes if it is a str that reads as an
+            int; None where there is none.
     """
 
     kind: CauseKind

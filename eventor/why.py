@@ -16,6 +16,7 @@ from eventor.types import (
     Task,
     ThingKind,
     Why,
+    sequence_told,
 )
 
 if TYPE_CHECKING:
@@ -166,22 +167,16 @@ def _back(thing: _Thing | None, record: Record) -> Iterator[Occurrence]:
         if found is None:
             return
         yield found
-        thing = _before(found.cause, thing.sequence, record)
+        thing = _before(found.cause, thing.sequence)
 
 
-def _before(cause: Cause, sequence: Sequence, record: Record) -> _Thing | None:
+def _before(cause: Cause, sequence: Sequence) -> _Thing | None:
     if cause.source is None:
         return None
     if cause.kind in (CauseKind.association, CauseKind.expression):
         return _Thing(ThingKind.event, cause.source, sequence)
     if cause.kind is CauseKind.step and cause.detail is not None:
-        # The sequence of a step that triggers in another stands there as text, without its type.
-        named: list[Sequence] = [cause.detail]
-        if cause.detail.lstrip("-").isdecimal():
-            named.insert(0, int(cause.detail))
-        for one in named:
-            if record.task(cause.source, one) is not None:
-                return _Thing(ThingKind.step, cause.source, one)
+        sequence = sequence_told(cause.detail)
     return _Thing(ThingKind.step, cause.source, sequence)
 
 

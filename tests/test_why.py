@@ -100,14 +100,19 @@ def test_a_circle_is_told_once(make):
     ]
 
 
-def test_a_trigger_from_within_leads_on_into_another_sequence(make):
+@pytest.mark.parametrize("speaker", ["7", 7, "'7'", "'", "-07", "x"])
+def test_a_trigger_from_within_leads_on_into_another_sequence(make, speaker):
+    def say():
+        if evr.current().sequence == speaker:
+            evr.current().trigger(said, "other")
+
     ev = make()
     go, said = ev.add_event("go"), ev.add_event("said")
-    for sequence in ("7", 7):
-        ev.trigger_event(go, sequence)
-    ev.add_assoc(go, ev.add_step("say", lambda: evr.current().trigger(said, "other")))
+    ev.trigger_events(go, ["7", 7, "'7'", "'", "-07", "x"])
+    ev.add_assoc(go, ev.add_step("say", say))
     ev()
-    assert names(ev.why(said, "other").chain) == ["event go[7]", "step say[7]", "event said[other]"]
+    chain = [(one.name, one.sequence) for one in ev.why(said, "other").chain]
+    assert chain == [("go", speaker), ("say", speaker), ("said", "other")]
 
 
 def test_a_recovery_tells_of_which_recovery_the_trigger_was(flow):
