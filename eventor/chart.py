@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eventor.shown import STATES, ShownTask, after, shorten
+from eventor.excerpt import STATES, ShownTask, after, shorten
 from eventor.timeline import concurrency, distance, lanes, told
 from eventor.types import TaskStatus
 

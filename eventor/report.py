@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from eventor.chart import chart
 from eventor.errors import ReportError
-from eventor.shown import STATES, Words, clean, counts, facts, shown_tasks
+from eventor.excerpt import STATES, Words, clean, counts, facts, shown_tasks
 from eventor.timeline import told
 from eventor.types import OwnerStatus, Recovery, Run, RunStatus, Task, TaskStatus
 from eventor.why import Definition

@@ -36,7 +36,7 @@ FLOORS = [
     "store",
     "history",
     "timeline",
-    "shown",
+    "excerpt",
     "chart",
     "report",
     "prune",

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventor as evr
+from eventor import excerpt
 from eventor import report as module
-from eventor import shown as of_tasks
+from eventor.excerpt import fitting
 from eventor.history import History
 from eventor.report import page, report
-from eventor.shown import fitting
 from eventor.store import Access, Store, locate
 from eventor.types import StepReplay, TaskCounts
 from tests.conftest import sql
@@ -346,7 +346,7 @@ def test_of_very_many_failures_the_rest_is_in_the_table():
         a_task(number, (0, 1), status="failure", text=f"E{number}.") for number in range(1, 131)
     ]
     shown = page_of(*tasks, status="failed", ended=1)
-    assert len(shown.all("failure", "details")) == of_tasks._FAILURES_SHOWN
+    assert len(shown.all("failure", "details")) == excerpt._FAILURES_SHOWN
     assert "30 more failures are in the table of tasks" in shown.text
     for number in (1, 100, 101, 130):
         assert shown.text.count(f"Traceback E{number}.") == 1
@@ -411,7 +411,7 @@ HARMLESS = hostile_page("x")
 )  # fmt: skip
 def test_no_text_of_a_run_becomes_markup_or_script(text):
     shown = hostile_page(text)
-    if not of_tasks.clean(text):  # there is nothing to show
+    if not excerpt.clean(text):  # there is nothing to show
         return
     assert shown.skeleton == HARMLESS.skeleton
     assert shown.texts["script"] == HARMLESS.texts["script"]

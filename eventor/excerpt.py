@@ -1,4 +1,4 @@
-"""What a report tells of tasks: plain records, whose texts are short enough for one page."""
+"""What a report tells of tasks: an excerpt of their records, short enough for one page."""
 
 from __future__ import annotations
 
