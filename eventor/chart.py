@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eventor.excerpt import STATES, ShownTask, after, shorten
-from eventor.timeline import concurrency, distance, lanes, told
+from eventor.excerpt import STATES, ShownTask, after, label
+from eventor.timeline import concurrency, distance, lanes
 from eventor.types import TaskStatus
+from eventor.words import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -143,7 +144,7 @@ def _ticks(seconds: float) -> tuple[Tick, ...]:
         within = distance(seconds, most, within)
         for number in range(1, int(seconds / within) + 1):
             levels.setdefault(round(number * within, 9), level)
-    return tuple(Tick(_percent(at, seconds), told(at), levels[at]) for at in sorted(levels))
+    return tuple(Tick(_percent(at, seconds), duration(at), levels[at]) for at in sorted(levels))
 
 
 def _bands(
@@ -174,7 +175,7 @@ def _bands(
         over = (height - numbers[name] * lane_height) // 2
         for one, lane in drawn_tasks:
             tops[one.number] = top + over + lane * lane_height
-        bands.append(Band(shorten(name), len(of_step[name]), top, height))
+        bands.append(Band(label(name), len(of_step[name]), top, height))
         top += height
     return tuple(bands), lane_height, tops
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor.errors import DefinitionError
 from eventor.types import Counts
+from eventor.words import clean, exact_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,7 +177,7 @@ class _Builder:
         for name, expr in expressed:
             self._expression(self._event(name), expr)
         for assoc in definition["assocs"]:
-            label = f"+{duration(assoc['delay'])}" if "delay" in assoc else ""
+            label = f"+{exact_duration(assoc['delay'])}" if "delay" in assoc else ""
             heads = [
                 *(self._event(name) for name in assoc["events"]),
                 *(self._step(name).key for name in assoc["steps"]),
@@ -191,7 +192,7 @@ class _Builder:
         if node is None:
             raised = self._counts.events.get(name, 0)
             counts = {"raised": raised} if raised else {}
-            node = Node(f"e{len(self._events)}", "event", printable(name), counts=counts)
+            node = Node(f"e{len(self._events)}", "event", clean(name), counts=counts)
             self._events[name] = node
         return node.key
 
@@ -200,7 +201,7 @@ class _Builder:
         if node is None:
             stand = self._counts.steps.get(name, {})
             counts = {word: stand[word] for word in STATES if stand.get(word)}
-            node = Node(f"s{len(self._steps)}", "step", printable(name), counts=counts)
+            node = Node(f"s{len(self._steps)}", "step", clean(name), counts=counts)
             self._steps[name] = node
         return node
 
@@ -270,29 +271,13 @@ def _simplified(
 def _place(func: str, step: str) -> str:
     """Return the name of a step's function as it is shown; nothing where it is the step's own."""
     shown = func.rpartition("<locals>.")[2].removeprefix("__main__.")
-    return "" if shown.rpartition(".")[2] == step else printable(shown)
+    return "" if shown.rpartition(".")[2] == step else clean(shown)
 
 
 def _more(step: Mapping[str, Any]) -> Iterable[str]:
-    yield printable(f"func: {step['func']}")
+    yield clean(f"func: {step['func']}")
     for key, value in step["config"].items():
-        yield printable(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
-
-
-_UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
-
-
-def duration(seconds: float) -> str:
-    """Return a number of seconds for a label, in the largest unit of which it is a multiple."""
-    for unit, size in _UNITS:
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:.12g} {unit}"
-    return f"{seconds:.12g} s"
-
-
-def printable(text: str) -> str:
-    """Return `text` with what no picture can show replaced; a store may hold what others wrote."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+        yield clean(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
 def counted(nodes: Iterable[Node]) -> Counter[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor import picture
-from eventor.diagram import GATES, STATES, Diagram, Node, counted, diagram, printable, without_links
+from eventor.diagram import GATES, STATES, Diagram, Node, counted, diagram, without_links
 from eventor.errors import DrawError
 from eventor.files import write_file
+from eventor.words import clean, number_of
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +62,7 @@ class Graph:
             raise DrawError(f"events is {events!r}; expected 'all' or 'few'")
         whole = diagram(definition, counts)
         self._diagram = whole if events == "all" else without_links(whole)
-        self._title = printable(title)
+        self._title = clean(title)
 
     def __repr__(self) -> str:
         kinds = [node.kind for node in self._diagram.nodes.values()]
@@ -69,7 +70,7 @@ class Graph:
         stand = counted(self._diagram.nodes.values())
         told = ", ".join(f"{stand[word]} {word}" for word in STATES if stand[word])
         return (
-            f"<Graph of {self._title!r}: {_number(steps, 'step')}, {_number(events, 'event')}"
+            f"<Graph of {self._title!r}: {number_of(steps, 'step')}, {number_of(events, 'event')}"
             f"{f'; tasks: {told}' if told else ''}>"
         )
 
@@ -174,10 +175,6 @@ _FORMATS: Mapping[str, Callable[[Graph], bytes]] = {
 }
 
 
-def _number(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 def _lines(node: Node) -> list[str]:
     """Return the text of a node in a notation that lays it out itself."""
     if node.kind == "event":
@@ -278,7 +275,7 @@ _LETTER = (
 def _page(graph: Diagram, title: str, svg: str) -> str:
     shown = html.escape(title)
     kinds = [node.kind for node in graph.nodes.values()]
-    facts = [f"<li>{_number(kinds.count(kind), kind)}</li>" for kind in ("step", "event")]
+    facts = [f"<li>{number_of(kinds.count(kind), kind)}</li>" for kind in ("step", "event")]
     stand = counted(graph.nodes.values())
     facts += (
         f'<li class="{word}">{STATES[word]} {stand[word]:,} {word}</li>'

@@ -66,6 +66,7 @@ from eventor.types import (
     Why,
     storable,
 )
+from eventor.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -747,7 +748,7 @@ class Eventor:
         reason = self._inbox.stopped_by
         self._inbox.forget_stop()
         left = [
-            _counted(number, one, many)
+            number_of(number, one, many)
             for number, one, many in (
                 (self._plan.waiting, "task stays ready", "tasks stay ready"),
                 (
@@ -786,7 +787,7 @@ class Eventor:
         for finding in found[:_WARNED]:
             self._journal.say(logging.WARNING, finding.message, "loop_session_start")
         if len(found) > _WARNED:
-            more = _counted(
+            more = number_of(
                 len(found) - _WARNED,
                 "more warning of this kind is",
                 "more warnings of this kind are",
@@ -914,10 +915,6 @@ class Eventor:
                 f"{self!r} was cut short ({self._broken}) and cannot go on; "
                 "close it and recover the run with RunMode.recover"
             )
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 class _Turns:

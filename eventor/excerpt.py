@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING
 
-from eventor.timeline import told
-from eventor.types import OwnerStatus, Recovery, Task, TaskStatus, storable
+from eventor.types import OwnerStatus, Recovery, Task, TaskStatus
+from eventor.words import duration, shorten, visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -88,7 +87,7 @@ class ShownAttempt:
     @property
     def ran(self) -> str:
         """For how long it has run."""
-        return told(self.ended - self.began)
+        return duration(self.ended - self.began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +119,7 @@ class ShownTask:
     @property
     def name(self) -> str:
         """Its name, short enough for a label."""
-        return f"{shorten(self.task.step)}[{shorten(str(self.task.sequence))}]"
+        return f"{label(self.task.step)}[{label(str(self.task.sequence))}]"
 
     @property
     def ran(self) -> float | None:
@@ -138,8 +137,8 @@ class ShownTask:
         tries = f" after {len(self.attempts)} attempts" if len(self.attempts) > 1 else ""
         lines = [f"{self.name}: {self.state.word}{tries}"]
         if self.ran is not None and self.waited is not None:
-            began = told(self.attempts[0].began)
-            lines.append(f"from {began} on, ran {told(self.ran)}, waited {told(self.waited)}")
+            began, ran = duration(self.attempts[0].began), duration(self.ran)
+            lines.append(f"from {began} on, ran {ran}, waited {duration(self.waited)}")
         return "\n".join(lines)
 
 
@@ -204,7 +203,7 @@ def shown_tasks(
                 STATES[word],
                 None if first is None else max(0.0, first - ready),
                 attempts,
-                None if task.error is None else shorten(task.error, _ERROR),
+                None if task.error is None else shorten(visible(task.error), _ERROR),
                 task.step in handling,
                 id(task) in apart,
             )
@@ -287,9 +286,9 @@ def _attempts(
                 first,
                 max(first, after(began, end)),
                 one.ended_at is None,
-                None if one.error is None else shorten(one.error, _ERROR),
+                None if one.error is None else shorten(visible(one.error), _ERROR),
                 tuple(
-                    Text(title, clean(text[-longest:] if longest else ""), len(text) - longest)
+                    Text(title, visible(text[-longest:] if longest else ""), len(text) - longest)
                     for title, text in _texts(one)
                 ),
             )
@@ -311,24 +310,6 @@ def after(began: datetime, at: datetime | None) -> float:
     return 0.0 if at is None else (at - began).total_seconds()
 
 
-def shorten(text: str, most: int = _NAME) -> str:
-    """Return a text without its middle, if it is long, as `clean` returns it."""
-    text = clean(text)
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2) + 1 :]}"
-
-
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-"""What a terminal takes as a colour, or as another order."""
-
-_PICTURES = (
-    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
-    | dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-    | {0x7F: 0x2421}
-)
-"""Signs for control characters, and for those that turn the direction of what follows."""
-
-
-def clean(text: str) -> str:
-    """Return a text with what cannot be seen made visible, and without a terminal's colours."""
-    plain = _CONTROL.sub("", storable(text)).replace("\r\n", "\n")
-    return plain.translate(_PICTURES)
+def label(name: str) -> str:
+    """Return a name, short enough for a label."""
+    return shorten(visible(name), _NAME)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventor import inside
 from eventor.display import is_writable, own
 from eventor.errors import ConfigError
-from eventor.progress import Counts, Failure, Progress, Running, duration
+from eventor.progress import Counts, Failure, Progress, Running
+from eventor.words import clean, one_line, stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -322,9 +323,9 @@ def _headline(progress: Progress, now: datetime, glyphs: Glyphs) -> Text:
     line.append(f"  {total.done:,} of {total.total:,} tasks")
     if total.failed:
         line.append(f"  {total.failed:,} failed", "bold red")
-    line.append(f"  {duration(progress.seconds(now))}", "cyan")
+    line.append(f"  {stopwatch(progress.seconds(now))}", "cyan")
     if progress.name:
-        line.append(f"  {_printable(progress.name, glyphs)}", "bright_black")
+        line.append(f"  {_shown(clean(progress.name), glyphs)}", "bright_black")
     return line
 
 
@@ -354,7 +355,7 @@ def _weight(counts: Counts) -> tuple[bool, bool, bool]:
 def _rows(rows: list[tuple[str, Counts, Text]], width: int, glyphs: Glyphs) -> Iterator[Text]:
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 (it is optional)
 
-    names = [_printable(name, glyphs) for name, _counts, _notes in rows]
+    names = [_shown(clean(name), glyphs) for name, _counts, _notes in rows]
     widest = min(max(map(cell_len, names)), _WIDEST_NAME, max(8, width // 3))
     numbers = [f"{counts.done:,}/{counts.total:,}" for _name, counts, _notes in rows]
     of_numbers = max(map(len, numbers))
@@ -398,9 +399,9 @@ def _of_running(
     told = running if len(running) <= height else running[: height - 1]
     for one in told[:height]:
         line = _text(f"{glyphs.running} ", _STYLES[_RUNNING])
-        line.append(_printable(one.task, glyphs))
+        line.append(_shown(clean(one.task), glyphs))
         seconds = max(0.0, (now - one.since).total_seconds())
-        line.append(f"  {duration(seconds)}", "cyan")
+        line.append(f"  {stopwatch(seconds)}", "cyan")
         if one.attempt > 1:
             line.append(f"  attempt {one.attempt}", _STYLES[_RUNNING])
         yield line
@@ -410,8 +411,8 @@ def _of_running(
 
 def _of_failure(failure: Failure, glyphs: Glyphs) -> Text:
     line = _text(f"{glyphs.failed} ", _STYLES[_FAILED])
-    line.append(_printable(failure.task, glyphs))
-    return line.append(f"  {_printable(failure.error, glyphs)}", "red")
+    line.append(_shown(clean(failure.task), glyphs))
+    return line.append(f"  {_shown(one_line(failure.error), glyphs)}", "red")
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -420,7 +421,6 @@ def _text(text: str, style: str = "") -> Text:
     return Text(no_wrap=True, end="").append(text, style)
 
 
-def _printable(text: str, glyphs: Glyphs) -> str:
-    """Return a text as part of a line, without what moves a cursor or cannot be shown."""
-    shown = "".join(one if one.isprintable() else " " for one in text)
-    return shown.encode("ascii", "replace").decode() if glyphs is ASCII else shown
+def _shown(text: str, glyphs: Glyphs) -> str:
+    """Return a clean text in what the terminal has."""
+    return text.encode("ascii", "replace").decode() if glyphs is ASCII else text

@@ -19,6 +19,7 @@ from xml.etree import ElementTree as ET
 
 from eventor.diagram import GATES, STATES
 from eventor.errors import DrawError
+from eventor.words import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -196,9 +197,9 @@ def _size(node: Node) -> _Point:
     if node.kind == "event":
         sign = _SIGN + 5 if node.state else 0
         return text_width(_event_text(node), 13) + sign + 30, 28.0
-    lines = [text_width(shorten(node.name), _NAME, bold=True)]
+    lines = [text_width(shorten(node.name, _SHOWN), _NAME, bold=True)]
     if node.detail:
-        lines.append(text_width(shorten(node.detail), _DETAIL))
+        lines.append(text_width(shorten(node.detail, _SHOWN), _DETAIL))
     if node.counts:
         lines.append(_row_width(node))
     return max(84.0, max(lines) + 32), len(lines) * _ROW + 18
@@ -206,7 +207,7 @@ def _size(node: Node) -> _Point:
 
 def _event_text(node: Node) -> str:
     times = node.counts.get("raised", 0)
-    return shorten(node.name) + (f" {TIMES}{times}" if times > 1 else "")
+    return shorten(node.name, _SHOWN) + (f" {TIMES}{times}" if times > 1 else "")
 
 
 def _told(node: Node) -> list[tuple[str, str]]:
@@ -222,14 +223,6 @@ _GAP = 10.0
 def _row_width(node: Node) -> float:
     told = _told(node)
     return sum(_SIGN + 4 + text_width(text, 12) for _, text in told) + _GAP * (len(told) - 1)
-
-
-def shorten(name: str) -> str:
-    """Return a name that is short enough to be shown, without its middle if need be."""
-    if len(name) <= _SHOWN:
-        return name
-    end = _SHOWN // 3
-    return f"{name[: _SHOWN - end - 1]}…{name[-end:]}"
 
 
 _WIDTHS = {
@@ -297,10 +290,10 @@ def _draw_node(root: ET.Element, node: Node, at: _Point, size: _Point) -> None:
         _add(group, "text", _event_text(node), x=x + shift, y=y + 4.5)
         return
     row = top + 9 + _ROW - 4
-    _add(group, "text", shorten(node.name), class_="name", x=x, y=row)
+    _add(group, "text", shorten(node.name, _SHOWN), class_="name", x=x, y=row)
     if node.detail:
         row += _ROW
-        _add(group, "text", shorten(node.detail), class_="detail", x=x, y=row - 1)
+        _add(group, "text", shorten(node.detail, _SHOWN), class_="detail", x=x, y=row - 1)
     if node.counts:
         row += _ROW
         start = x - _row_width(node) / 2

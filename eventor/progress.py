@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eventor.types import TransitionKind
+from eventor.words import stopwatch
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,8 +19,6 @@ _FAILURES = 20
 
 _SHOWN = 500
 """How much of an error is kept."""
-
-_MINUTE, _HOUR = 60, 3600
 
 
 @dataclass(slots=True)
@@ -139,7 +138,7 @@ class Progress:
         }
         parts = [f"{number:,} {what}" for what, number in numbers.items() if number]
         told = ", ".join(parts) or "nothing to do"
-        return f"eventor run {self.run}: {told} in {duration(self.seconds(now))}"
+        return f"eventor run {self.run}: {told} in {stopwatch(self.seconds(now))}"
 
     def _count(self, counts: Counts, task: tuple[str, Sequence], told: Transition) -> None:
         self._leave(counts, task)
@@ -166,14 +165,3 @@ class Progress:
             counts.waiting -= 1
         elif self._running.pop(task, None) is not None:
             counts.running -= 1
-
-
-def duration(seconds: float) -> str:
-    """Return a time in a short form: `3.4 s`, `2:05`, `1:02:05`."""
-    if seconds < _MINUTE - 0.05:  # else it would say 60.0
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), _MINUTE)
-    if seconds < _HOUR:
-        return f"{minutes}:{rest:02}"
-    hours, minutes = divmod(minutes, _MINUTE)
-    return f"{hours}:{minutes:02}:{rest:02}"

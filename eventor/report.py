@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from eventor.chart import chart
 from eventor.errors import ReportError
-from eventor.excerpt import STATES, Words, clean, counts, facts, shown_tasks
-from eventor.timeline import told
+from eventor.excerpt import STATES, Words, counts, facts, shown_tasks
 from eventor.types import OwnerStatus, Recovery, Run, RunStatus, Task, TaskStatus
 from eventor.why import Definition
+from eventor.words import duration, number_of, visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -148,7 +148,12 @@ def _template() -> tuple[Template, type[Markup], str, str]:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        told=told, clean=clean, clock=_clock, iso=_iso, number=_number, brief=_brief
+        duration=duration,
+        visible=visible,
+        number=number_of,
+        clock=_clock,
+        iso=_iso,
+        brief=_brief,
     )
     files = resources.files("eventor") / "page"
     style, script = (
@@ -178,10 +183,6 @@ def _clock(at: datetime, *, dated: bool = True) -> str:
 
 def _iso(at: datetime) -> str:
     return f"{_clock(at).replace(' ', 'T')}Z"
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _brief(number: float) -> str:

@@ -25,6 +25,7 @@ from eventor.types import (
     TaskStatus,
     sequence_text,
 )
+from eventor.words import clean, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -59,7 +60,7 @@ _GAP = 2
 _LEAST = 8
 """Cells of a column that is made narrower, at least."""
 _BOUNDLESS = 1 << 20
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_MINUTE, _HOUR = 60, 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,31 +246,6 @@ def status_of(task: Task) -> str:
 def thing(name: str, sequence: types.Sequence) -> str:
     """Return how a step or an event in a sequence is called."""
     return f"{clean(name)}[{clean(sequence_text(sequence))}]"
-
-
-def clean(text: str) -> str:
-    """Return a text for one line, with all that would do something to a terminal written out."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration in words of which the largest two units matter; empty if not known."""
-    if seconds is None:
-        return ""
-    if seconds < 0.9995:  # noqa: PLR2004 (it would be rounded to 1000 ms)
-        return f"{max(0, round(seconds * 1000))} ms"
-    if seconds < _MINUTE - 0.05:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
 def ago(at: datetime, now: datetime) -> str:

@@ -27,23 +27,6 @@ _STEPS = (
 """What may lie between two ticks of an axis."""
 
 
-def told(seconds: float) -> str:
-    """Return a duration in the units that suit it: `412 ms`, `2.31 s`, `3 min 20 s`, `3 d 4 h`."""
-    if seconds < 0.9995:  # noqa: PLR2004 (from here on it is 1 s)
-        return "0 s" if seconds <= 0 else f"{float(f'{seconds * 1000:.3g}'):g} ms"
-    if seconds < 59.95:  # noqa: PLR2004 (from here on it is 1 min)
-        return f"{seconds:.3g} s"
-    if (whole := round(seconds)) < _HOUR:
-        return _parts(*divmod(whole, 60), "min", "s")
-    if (whole := round(seconds / _MINUTE)) < _DAY / _MINUTE:
-        return _parts(*divmod(whole, 60), "h", "min")
-    return _parts(*divmod(round(seconds / _HOUR), 24), "d", "h")
-
-
-def _parts(large: int, small: int, larger: str, smaller: str) -> str:
-    return f"{large:,} {larger}" + (f" {small} {smaller}" if small else "")
-
-
 def distance(seconds: float, most: int, within: float | None = None) -> float:
     """Return a round distance between the ticks of an axis.
 

@@ -17,10 +17,10 @@ from eventor import (
     DrawError,
     Graph,
     UsageError,
-    diagram,
     or_,
     picture,
 )
+from eventor.words import clean, shorten
 
 HOSTILE = [
     '"',
@@ -272,7 +272,7 @@ def check_names(names):
     svg = graph.svg
     events = [group.findtext("{*}text") for group in elements(svg, "event")]
     steps = [group.findtext("{*}text") for group in elements(svg, "step")]
-    assert events == steps == [picture.shorten(name) for name in names]
+    assert events == steps == [shorten(name, picture._SHOWN) for name in names]
     assert {part.tag.rpartition("}")[2] for part in ET.fromstring(svg).iter()} <= {
         *("svg", "title", "style", "rect", "g", "path", "polygon", "text")
     }
@@ -306,20 +306,13 @@ def test_a_hostile_name_is_a_name_in_every_notation():
     check_names(HOSTILE)
 
 
-NAMES = st.text(min_size=1, max_size=60).map(diagram.printable).filter(lambda name: name.strip())
+NAMES = st.text(min_size=1, max_size=60).map(clean).filter(lambda name: name.strip())
 
 
 @settings(max_examples=3, deadline=None)
 @given(st.lists(NAMES, min_size=30, max_size=60, unique=True))
 def test_any_names_are_names_in_every_notation(names):
     check_names(names)
-
-
-@given(st.text())
-def test_nothing_unprintable_is_shown(text):
-    shown = diagram.printable(text)
-    assert len(shown) == len(text)
-    assert ET.fromstring(f"<a>{html.escape(shown)}</a>").text in (shown, None)
 
 
 def test_a_picture_is_for_light_and_dark_pages_and_loads_nothing():
@@ -473,14 +466,6 @@ def test_a_thousand_steps_are_drawn(make):
         ev.add_assoc(after, step)
         after = step.success
     assert len(elements(ev.graph(events="few").svg, "step")) == 1_000
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.5, "0.5 s"), (30, "30 s"), (90, "90 s"), (120, "2 min"), (3600, "1 h"), (604800.0, "7 d")],
-)
-def test_a_delay_is_shown_in_the_largest_unit(seconds, shown):
-    assert diagram.duration(seconds) == shown
 
 
 def test_the_definition_in_the_store_gives_the_same_graph(orders):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     "errors",
     "types",
+    "words",
     "queue",
     "config",
     "expr",

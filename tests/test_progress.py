@@ -25,7 +25,7 @@ import eventor as evr
 from eventor import TransitionKind as Kind
 from eventor import live
 from eventor.live import ASCII, COLOURED, UNCOLOURED, picture, shares
-from eventor.progress import Counts, Progress, duration
+from eventor.progress import Counts, Progress
 from tests.conftest import take_signals
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,17 +90,6 @@ def test_a_summary_is_one_line_of_what_there_was(told, summary):
     progress = feed(*told)
     progress(evr.Transition(Kind.run_ended, after(3.44), 3, 0, "flow", succeeded=True))
     assert progress.summary(after(100)) == f"eventor run 3.0: {summary} in 3.4 s"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        *((0, "0.0 s"), (59.94, "59.9 s"), (59.96, "0:59"), (60, "1:00"), (3599, "59:59")),
-        *((3600, "1:00:00"), (100_000, "27:46:40")),
-    ],
-)
-def test_a_duration_is_short(seconds, text):
-    assert duration(seconds) == text
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=5, max_size=5).filter(any), st.integers(6, 60))

@@ -22,6 +22,7 @@ from eventor.history import History
 from eventor.report import page, report
 from eventor.store import Access, Store, locate
 from eventor.types import StepReplay, TaskCounts
+from eventor.words import visible
 from tests.conftest import sql
 
 BEGAN = datetime(2026, 11, 24, 10, 7, 48, 572_000, tzinfo=UTC)
@@ -411,7 +412,7 @@ HARMLESS = hostile_page("x")
 )  # fmt: skip
 def test_no_text_of_a_run_becomes_markup_or_script(text):
     shown = hostile_page(text)
-    if not excerpt.clean(text):  # there is nothing to show
+    if not visible(text):  # there is nothing to show
         return
     assert shown.skeleton == HARMLESS.skeleton
     assert shown.texts["script"] == HARMLESS.texts["script"]

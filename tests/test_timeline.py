@@ -2,11 +2,10 @@
 
 import itertools
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventor.timeline import concurrency, distance, lanes, told
+from eventor.timeline import concurrency, distance, lanes
 
 SPANS = st.lists(
     st.tuples(st.integers(0, 30), st.integers(1, 10)).map(lambda span: (span[0], sum(span))),
@@ -47,36 +46,3 @@ def test_ticks_are_as_many_as_asked_for_at_most(seconds, most):
     finer = distance(seconds, most * 4, step)
     assert finer <= step
     assert abs(step / finer - round(step / finer)) < 1e-6
-
-
-@given(st.floats(1e-5, 1e9), st.floats(1e-5, 1e9))
-def test_a_longer_duration_is_not_told_as_a_shorter_one(one, other):
-    def value(seconds):
-        units = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86_400}
-        parts = told(seconds).replace(",", "").split()
-        return sum(
-            float(number) * units[unit]
-            for number, unit in zip(parts[::2], parts[1::2], strict=True)
-        )
-
-    assert value(one) == pytest.approx(one, rel=0.03)
-    assert one > other or value(one) <= value(other) * (1 + 1e-9)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.0004, "0.4 ms"),
-        (0.412, "412 ms"),
-        (0.9996, "1 s"),
-        (2.314, "2.31 s"),
-        (59.96, "1 min"),
-        (200, "3 min 20 s"),
-        (3_599.6, "1 h"),
-        (86_399, "1 d"),
-        (86_400 * 21 + 14_400, "21 d 4 h"),
-    ],
-)
-def test_durations_are_told_in_the_units_that_suit_them(seconds, text):
-    assert told(seconds) == text
