@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eventor.errors import DefinitionError
-from eventor.types import Counts
+from eventor.types import Counts, TaskCounts
 from eventor.words import clean, exact_duration
 
 if TYPE_CHECKING:
@@ -199,8 +198,8 @@ class _Builder:
     def _step(self, name: str) -> Node:
         node = self._steps.get(name)
         if node is None:
-            stand = self._counts.steps.get(name, {})
-            counts = {word: stand[word] for word in STATES if stand.get(word)}
+            stand = self._counts.steps.get(name, TaskCounts())
+            counts = {word: number for word in STATES if (number := getattr(stand, word, 0))}
             node = Node(f"s{len(self._steps)}", "step", clean(name), counts=counts)
             self._steps[name] = node
         return node
@@ -280,10 +279,8 @@ def _more(step: Mapping[str, Any]) -> Iterable[str]:
         yield clean(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
 
 
-def counted(nodes: Iterable[Node]) -> Counter[str]:
-    """Return how many tasks of all steps stand how, by the words of `STATES`."""
-    total: Counter[str] = Counter()
-    for node in nodes:
-        if node.kind == "step":
-            total.update(node.counts)
-    return total
+def counted(nodes: Iterable[Node]) -> dict[str, int]:
+    """Return how many tasks of all steps stand how, by the words of `STATES`; none is missing."""
+    of_steps = [node.counts for node in nodes if node.kind == "step"]
+    totals = {word: sum(counts.get(word, 0) for counts in of_steps) for word in STATES}
+    return {word: total for word, total in totals.items() if total}

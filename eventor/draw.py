@@ -68,7 +68,7 @@ class Graph:
         kinds = [node.kind for node in self._diagram.nodes.values()]
         steps, events = kinds.count("step"), kinds.count("event")
         stand = counted(self._diagram.nodes.values())
-        told = ", ".join(f"{stand[word]} {word}" for word in STATES if stand[word])
+        told = ", ".join(f"{number:,} {word}" for word, number in stand.items())
         return (
             f"<Graph of {self._title!r}: {number_of(steps, 'step')}, {number_of(events, 'event')}"
             f"{f'; tasks: {told}' if told else ''}>"
@@ -278,9 +278,8 @@ def _page(graph: Diagram, title: str, svg: str) -> str:
     facts = [f"<li>{number_of(kinds.count(kind), kind)}</li>" for kind in ("step", "event")]
     stand = counted(graph.nodes.values())
     facts += (
-        f'<li class="{word}">{STATES[word]} {stand[word]:,} {word}</li>'
-        for word in STATES
-        if stand[word]
+        f'<li class="{word}">{STATES[word]} {number:,} {word}</li>'
+        for word, number in stand.items()
     )
     return _PAGE.format(title=shown, facts="\n".join(facts), style=_page_style(), svg=svg)
 

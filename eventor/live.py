@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventor import inside
 from eventor.display import is_writable, own
 from eventor.errors import ConfigError
-from eventor.progress import Counts, Failure, Progress, Running
+from eventor.progress import Failure, Progress, Running
+from eventor.types import TaskCounts
 from eventor.words import clean, one_line, stopwatch
 
 if TYPE_CHECKING:
@@ -303,10 +304,10 @@ def picture(
     return lines
 
 
-def shares(counts: Counts, width: int) -> list[int]:
+def shares(counts: TaskCounts, width: int) -> list[int]:
     """Return how many cells of a bar are for each kind of task; what there is has at least one."""
-    numbers = [counts.succeeded, counts.skipped, counts.failed, counts.running, counts.waiting]
-    total = counts.total
+    numbers = [counts.success, counts.skipped, counts.failure, counts.active, counts.ready]
+    total = counts.all
     cells = [max(1, number * width // total) if number else 0 for number in numbers]
     while (over := sum(cells) - width) != 0:
         # The largest gives, or takes, what is left by the rounding.
@@ -320,16 +321,18 @@ def shares(counts: Counts, width: int) -> list[int]:
 def _headline(progress: Progress, now: datetime, glyphs: Glyphs) -> Text:
     total = progress.total
     line = _text(f"eventor run {progress.run}", "bold")
-    line.append(f"  {total.done:,} of {total.total:,} tasks")
-    if total.failed:
-        line.append(f"  {total.failed:,} failed", "bold red")
+    line.append(f"  {total.ended:,} of {total.all:,} tasks")
+    if total.failure:
+        line.append(f"  {total.failure:,} failed", "bold red")
     line.append(f"  {stopwatch(progress.seconds(now))}", "cyan")
     if progress.name:
         line.append(f"  {_shown(clean(progress.name), glyphs)}", "bright_black")
     return line
 
 
-def _of_steps(steps: dict[str, Counts], width: int, height: int, glyphs: Glyphs) -> Iterator[Text]:
+def _of_steps(
+    steps: dict[str, TaskCounts], width: int, height: int, glyphs: Glyphs
+) -> Iterator[Text]:
     """Yield a bar for each step, or for those that matter most, and a line for the rest."""
     chosen = list(steps)
     if len(chosen) > height:
@@ -340,24 +343,23 @@ def _of_steps(steps: dict[str, Counts], width: int, height: int, glyphs: Glyphs)
         rows = [(name, steps[name], _notes(steps[name])) for name in chosen]
         yield from _rows(rows, width, glyphs)
     if height > 0 and len(chosen) < len(steps):
-        rest = Counts()
-        for name in steps.keys() - set(chosen):
-            rest.add(steps[name])
+        left_out = (steps[name] for name in steps.keys() - set(chosen))
+        rest = sum(left_out, TaskCounts())
         line = _text(f"{glyphs.more} {len(steps) - len(chosen):,} more steps", "bright_black")
-        line.append(f"  {rest.done:,}/{rest.total:,}")
+        line.append(f"  {rest.ended:,}/{rest.all:,}")
         yield line.append_text(_with_space(_notes(rest)))
 
 
-def _weight(counts: Counts) -> tuple[bool, bool, bool]:
-    return (not counts.running, not counts.failed, not counts.waiting)
+def _weight(counts: TaskCounts) -> tuple[bool, bool, bool]:
+    return (not counts.active, not counts.failure, not counts.ready)
 
 
-def _rows(rows: list[tuple[str, Counts, Text]], width: int, glyphs: Glyphs) -> Iterator[Text]:
+def _rows(rows: list[tuple[str, TaskCounts, Text]], width: int, glyphs: Glyphs) -> Iterator[Text]:
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 (it is optional)
 
     names = [_shown(clean(name), glyphs) for name, _counts, _notes in rows]
     widest = min(max(map(cell_len, names)), _WIDEST_NAME, max(8, width // 3))
-    numbers = [f"{counts.done:,}/{counts.total:,}" for _name, counts, _notes in rows]
+    numbers = [f"{counts.ended:,}/{counts.all:,}" for _name, counts, _notes in rows]
     of_numbers = max(map(len, numbers))
     of_notes = max(notes.cell_len for _name, _counts, notes in rows)
     bar = min(_WIDEST_BAR, width - widest - of_numbers - of_notes - 6)
@@ -377,11 +379,11 @@ def _rows(rows: list[tuple[str, Counts, Text]], width: int, glyphs: Glyphs) -> I
         yield line.append_text(_with_space(notes)) if noted else line
 
 
-def _notes(counts: Counts) -> Text:
+def _notes(counts: TaskCounts) -> Text:
     line = _text("")
     for number, what, kind in (
-        (counts.failed, "failed", _FAILED),
-        (counts.running, "running", _RUNNING),
+        (counts.failure, "failed", _FAILED),
+        (counts.active, "running", _RUNNING),
         (counts.skipped, "skipped", _SKIPPED),
     ):
         if number:

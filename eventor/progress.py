@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eventor.types import TransitionKind
+from eventor.types import TaskCounts, TransitionKind
 from eventor.words import stopwatch
 
 if TYPE_CHECKING:
@@ -21,41 +21,18 @@ _SHOWN = 500
 """How much of an error is kept."""
 
 
-@dataclass(slots=True)
-class Counts:
-    """How many tasks stand where.
+_AFTER = {
+    TransitionKind.task_ready: "ready",
+    TransitionKind.attempt_failed: "ready",
+    TransitionKind.task_active: "active",
+    TransitionKind.task_success: "success",
+    TransitionKind.task_failure: "failure",
+    TransitionKind.task_skipped: "skipped",
+}
+"""Where a task stands after a transition, by the words of `TaskCounts`."""
 
-    Attributes:
-        succeeded: ended well.
-        skipped: counted as a success without running.
-        failed: failed.
-        running: have an attempt that runs.
-        waiting: are ready, or wait for their next attempt.
-    """
-
-    succeeded: int = 0
-    skipped: int = 0
-    failed: int = 0
-    running: int = 0
-    waiting: int = 0
-
-    @property
-    def done(self) -> int:
-        """How many have ended."""
-        return self.succeeded + self.skipped + self.failed
-
-    @property
-    def total(self) -> int:
-        """How many there are, so far."""
-        return self.done + self.running + self.waiting
-
-    def add(self, other: Counts) -> None:
-        """Count what `other` counts, too."""
-        self.succeeded += other.succeeded
-        self.skipped += other.skipped
-        self.failed += other.failed
-        self.running += other.running
-        self.waiting += other.waiting
+_ONE_MORE = {word: TaskCounts(**{word: 1}) for word in _AFTER.values()}
+_ONE_LESS = {None: TaskCounts(), "ready": TaskCounts(ready=-1), "active": TaskCounts(active=-1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +61,9 @@ class Progress:
         self.name = ""
         """The name of the run."""
         self.began_at: datetime | None = None
-        self.steps: dict[str, Counts] = {}
+        self.total = TaskCounts()
+        """Of all steps together."""
+        self.steps: dict[str, TaskCounts] = {}
         """By the names of steps, in the order in which these had their first task."""
         self.failures: deque[Failure] = deque(maxlen=_FAILURES)
         self._running: dict[tuple[str, Sequence], Running] = {}
@@ -98,26 +77,13 @@ class Progress:
             self.began_at = told.at
         elif told.kind is TransitionKind.run_ended:
             self._ended = told
-        elif (
-            told.kind is not TransitionKind.event_raised
-            and told.name is not None
-            and told.sequence is not None
-        ):
-            counts = self.steps.setdefault(told.name, Counts())
-            self._count(counts, (told.name, told.sequence), told)
+        elif told.kind in _AFTER and told.name is not None and told.sequence is not None:
+            self._count((told.name, told.sequence), told)
 
     @property
     def running(self) -> list[Running]:
         """What runs, the longest first."""
         return list(self._running.values())
-
-    @property
-    def total(self) -> Counts:
-        """The counts of all steps together."""
-        total = Counts()
-        for counts in self.steps.values():
-            total.add(counts)
-        return total
 
     def seconds(self, now: datetime) -> float:
         """Return for how long the call runs, or did run."""
@@ -130,38 +96,33 @@ class Progress:
         """Return in a line what has become of it."""
         total = self.total
         numbers = {
-            "succeeded": total.succeeded,
-            "failed": total.failed,
+            "succeeded": total.success,
+            "failed": total.failure,
             "skipped": total.skipped,
-            "cut short": total.running,
-            "left waiting": total.waiting,
+            "cut short": total.active,
+            "left waiting": total.ready,
         }
         parts = [f"{number:,} {what}" for what, number in numbers.items() if number]
         told = ", ".join(parts) or "nothing to do"
         return f"eventor run {self.run}: {told} in {stopwatch(self.seconds(now))}"
 
-    def _count(self, counts: Counts, task: tuple[str, Sequence], told: Transition) -> None:
-        self._leave(counts, task)
-        if told.kind is TransitionKind.task_active:
-            counts.running += 1
-            label = f"{task[0]}[{task[1]}]"
-            self._running[task] = Running(label, told.attempt or 1, told.at)
-        elif told.kind is TransitionKind.task_success:
-            counts.succeeded += 1
-        elif told.kind is TransitionKind.task_skipped:
-            counts.skipped += 1
-        elif told.kind is TransitionKind.task_failure:
-            counts.failed += 1
-            error = (told.error or "")[:_SHOWN]
-            self.failures.append(Failure(f"{task[0]}[{task[1]}]", error))
-        else:
-            counts.waiting += 1
+    def _count(self, task: tuple[str, Sequence], told: Transition) -> None:
+        step, sequence = task
+        after = _AFTER[told.kind]
+        change = _ONE_LESS[self._leave(task)] + _ONE_MORE[after]
+        self.steps[step] = self.steps.get(step, TaskCounts()) + change
+        self.total += change
+        if after == "ready":
             self._waiting.add(task)
+        elif after == "active":
+            self._running[task] = Running(f"{step}[{sequence}]", told.attempt or 1, told.at)
+        elif after == "failure":
+            error = (told.error or "")[:_SHOWN]
+            self.failures.append(Failure(f"{step}[{sequence}]", error))
 
-    def _leave(self, counts: Counts, task: tuple[str, Sequence]) -> None:
-        """No longer count a task where it stood."""
+    def _leave(self, task: tuple[str, Sequence]) -> str | None:
+        """Take a task from where it stood; return where that was, None for nowhere."""
         if task in self._waiting:
             self._waiting.remove(task)
-            counts.waiting -= 1
-        elif self._running.pop(task, None) is not None:
-            counts.running -= 1
+            return "ready"
+        return None if self._running.pop(task, None) is None else "active"

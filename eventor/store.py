@@ -37,6 +37,7 @@ from eventor.types import (
     RaisedEvent,
     Sequence,
     Task,
+    TaskCounts,
     TaskStatus,
 )
 
@@ -290,7 +291,7 @@ class Store:
                     raised[row.name] = row.number
                 else:
                     steps.setdefault(row.name, {})[row.status] = row.number
-        return Counts(steps, raised)
+        return Counts({step: TaskCounts(**found) for step, found in steps.items()}, raised)
 
     def ask_to_trigger(
         self, run_id: int, event: str, sequence: Sequence, by: Owner, now: datetime

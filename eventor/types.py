@@ -526,10 +526,25 @@ class TaskCounts:
     failure: int = 0
     skipped: int = 0
 
+    def __add__(self, other: TaskCounts) -> TaskCounts:
+        """Return how many there are where in both together."""
+        return TaskCounts(
+            self.ready + other.ready,
+            self.active + other.active,
+            self.success + other.success,
+            self.failure + other.failure,
+            self.skipped + other.skipped,
+        )
+
+    @property
+    def ended(self) -> int:
+        """How many have ended, well or not, or were skipped."""
+        return self.success + self.failure + self.skipped
+
     @property
     def all(self) -> int:
         """How many there are."""
-        return self.ready + self.active + self.success + self.failure + self.skipped
+        return self.ready + self.active + self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,12 +552,11 @@ class Counts:
     """How things stand in a recovery, in numbers.
 
     Attributes:
-        steps: for the name of a step that has tasks, how many of them are *ready*, *active*,
-            *success* (which have run), *skipped* (successes that have not) and *failure*.
+        steps: for the name of a step that has tasks, how many of them stand where.
         events: for the name of an event, in how many sequences it was raised.
     """
 
-    steps: Mapping[str, Mapping[str, int]]
+    steps: Mapping[str, TaskCounts]
     events: Mapping[str, int]
 
 

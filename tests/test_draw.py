@@ -16,6 +16,7 @@ from eventor import (
     DefinitionError,
     DrawError,
     Graph,
+    TaskCounts,
     UsageError,
     or_,
     picture,
@@ -225,7 +226,9 @@ def test_how_things_stand_is_told_by_signs_and_numbers(orders):
 
 
 def test_one_task_is_told_in_words():
-    graph = Graph(flow(["a"]), Counts({"a": {"skipped": 1}, "gone": {"failure": 3}}, {"a": 1}))
+    graph = Graph(
+        flow(["a"]), Counts({"a": TaskCounts(skipped=1), "gone": TaskCounts(failure=3)}, {"a": 1})
+    )
     assert "skipped" in texts(graph.svg)
     assert "● a" in graph.mermaid
     assert "↷ skipped" in graph.mermaid

@@ -25,7 +25,7 @@ import eventor as evr
 from eventor import TransitionKind as Kind
 from eventor import live
 from eventor.live import ASCII, COLOURED, UNCOLOURED, picture, shares
-from eventor.progress import Counts, Progress
+from eventor.progress import Progress
 from tests.conftest import take_signals
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,21 +52,21 @@ def texts(progress, width=80, height=24, glyphs=COLOURED, seconds=10):
 def test_a_task_is_counted_where_it_stands():
     ready, active = ("task_ready", "s", 1, {}), ("task_active", "s", 1, {"attempt": 1})
     assert feed(("event_raised", "s", 1, {})).steps == {}
-    assert feed(ready).steps == {"s": Counts(waiting=1)}
-    assert feed(ready, active).steps == {"s": Counts(running=1)}
+    assert feed(ready).steps == {"s": evr.TaskCounts(ready=1)}
+    assert feed(ready, active).steps == {"s": evr.TaskCounts(active=1)}
     again = ("attempt_failed", "s", 1, {"error": "no"})
-    assert feed(ready, active, again).steps == {"s": Counts(waiting=1)}
+    assert feed(ready, active, again).steps == {"s": evr.TaskCounts(ready=1)}
     assert feed(ready, active, again).failures == feed().failures
     ended = ("task_success", "s", 1, {})
-    assert feed(ready, active, again, active, ended).steps == {"s": Counts(succeeded=1)}
+    assert feed(ready, active, again, active, ended).steps == {"s": evr.TaskCounts(success=1)}
     failed = feed(ready, active, ("task_failure", "s", 1, {"error": "E: no"}))
-    assert failed.steps == {"s": Counts(failed=1)}
+    assert failed.steps == {"s": evr.TaskCounts(failure=1)}
     assert [(one.task, one.error) for one in failed.failures] == [("s[1]", "E: no")]
-    assert feed(("task_skipped", "s", 1, {})).steps == {"s": Counts(skipped=1)}
+    assert feed(("task_skipped", "s", 1, {})).steps == {"s": evr.TaskCounts(skipped=1)}
 
 
 def test_a_task_of_an_earlier_call_is_counted_from_where_it_goes_on():
-    assert feed(("task_active", "s", 1, {"attempt": 1})).steps == {"s": Counts(running=1)}
+    assert feed(("task_active", "s", 1, {"attempt": 1})).steps == {"s": evr.TaskCounts(active=1)}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,8 @@ def test_a_summary_is_one_line_of_what_there_was(told, summary):
 
 @given(st.lists(st.integers(0, 10**6), min_size=5, max_size=5).filter(any), st.integers(6, 60))
 def test_a_bar_is_full_and_has_a_cell_for_each_kind_of_task_that_there_is(numbers, width):
-    cells = shares(Counts(*numbers), width)
+    words = ("success", "skipped", "failure", "active", "ready")
+    cells = shares(evr.TaskCounts(**dict(zip(words, numbers, strict=True))), width)
     assert sum(cells) == width
     assert [number > 0 for number in numbers] == [cell > 0 for cell in cells]
 

@@ -392,7 +392,10 @@ def test_how_things_stand_is_counted_in_one_query(make):
     ev = build()
     ev()
     counts = ev._store.count(ev.run_id, ev.recovery)
-    assert counts.steps == {"odd": {"success": 3, "failure": 2}, "next": {"success": 3}}
+    assert counts.steps == {
+        "odd": evr.TaskCounts(success=3, failure=2),
+        "next": evr.TaskCounts(success=3),
+    }
     assert counts.events == {"go": 5, "good": 3}
     ev.close()
 
@@ -401,7 +404,7 @@ def test_how_things_stand_is_counted_in_one_query(make):
     assert ev._store.count(ev.run_id, ev.recovery) == evr.Counts({}, {"go": 5})
     ev.run(max_loops=1)
     counts = ev._store.count(ev.run_id, ev.recovery)
-    assert counts.steps["odd"] == {"skipped": 3, "success": 1, "ready": 1}
+    assert counts.steps["odd"] == evr.TaskCounts(skipped=3, success=1, ready=1)
     with counting(ev) as counted:
         ev._store.count(ev.run_id, ev.recovery)
     assert counted == {"reads": 1, "commits": 0}
