@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from eventor.live import Terminal
 from eventor.progress import Failure, Progress
 from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind
+from eventor.words import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,5 +103,5 @@ def watch(
 
 
 def _say(stream: TextIO, line: str) -> None:
-    stream.write(f"{' '.join(line.split())}\n")
+    stream.write(f"{one_line(line)}\n")
     stream.flush()
