@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 
 from eventor import schema
 from eventor.config import unknown
-from eventor.errors import DefinitionError, RecoveryError
+from eventor.errors import DefinitionError, RecoveryError, StoreError
 from eventor.rows import is_skipped, of_sequence, owner_of
 from eventor.store import is_held, latest_recovery, say_names
 from eventor.types import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from eventor.owner import Owner
     from eventor.rows import Row
-    from eventor.store import Store
+    from eventor.store import Location, Store
 
 Place = tuple[int, int]
 """The numbers of a run and of a recovery of it."""
@@ -53,6 +53,11 @@ class History:
         self._store = store
         self._definitions: dict[Place, Any] = {}
 
+    @property
+    def location(self) -> Location:
+        """Where the store lives."""
+        return self._store.location
+
     def runs(self, name: str | None = None) -> list[Run]:
         """Return all runs, or those of a name, with their recoveries, in the order of beginning.
 
@@ -65,12 +70,16 @@ class History:
         """Return the run and the recovery of these numbers, as `find` returns them.
 
         Raises:
-            StoreError: the store cannot be read.
+            StoreError: the store cannot be read, or they are gone.
         """
         run_id, number = place
-        (run,) = self._runs(schema.run.c.run_id == run_id)
-        (recovery,) = (one for one in run.recoveries if one.recovery == number)
-        return run, recovery
+        for run in self._runs(schema.run.c.run_id == run_id):
+            for recovery in run.recoveries:
+                if recovery.recovery == number:
+                    return run, recovery
+        raise StoreError(
+            f"the store {self.location} has no recovery {number} of run {run_id} any more"
+        )
 
     def _runs(self, *which: ColumnElement[bool]) -> list[Run]:
         query = (
@@ -133,14 +142,12 @@ class History:
             latest = connection.scalar(select(func.max(runs.run_id)).where(*where))
             if latest is None:
                 raise RecoveryError(
-                    f"{in_vain}the store {self._store.location} has no run{named}; "
-                    f"{say_names(connection)}"
+                    f"{in_vain}the store {self.location} has no run{named}; {say_names(connection)}"
                 )
             run = latest if run_id is None else run_id
             if connection.scalar(select(runs.run_id).where(*where, runs.run_id == run)) is None:
                 raise RecoveryError(
-                    f"the store {self._store.location} has no run {run}{named}; "
-                    f"the latest is {latest}"
+                    f"the store {self.location} has no run {run}{named}; the latest is {latest}"
                 )
             of_run = select(recoveries.recovery).where(recoveries.run_id == run)
             newest = max(known := connection.scalars(of_run).all())

@@ -43,7 +43,7 @@ _NO_LINK = (errno.EEXIST, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EN
 _WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 Identity = tuple[tuple[int, int], ...]
-"""Which files a store is: by device and inode, its own and that of its log."""
+"""Which files a store is: by device and inode, its own and, if it matters, that of its log."""
 
 
 def check_file(path: Path, *, needed_to: str = "", to_write: bool = True) -> None:
@@ -228,16 +228,18 @@ def check_tables(engine: Engine, path: Path | None) -> None:
         )
 
 
-def identify(path: Path) -> Identity:
-    """Return which files an open store is.
+def identify(path: Path, *, to_write: bool = True) -> Identity:
+    """Return which files an open store is; the log is none of them for who only reads.
 
-    SQLite goes on writing to a file that was deleted or replaced (sqlite.org/howtocorrupt.html), so
-    that has to be looked for.
+    SQLite goes on with a file that was deleted or replaced (sqlite.org/howtocorrupt.html), so that
+    has to be looked for.
 
     Raises:
         OSError: a file is gone, or can no longer be written.
     """
     own = os.stat(path)  # noqa: PTH116 (twice in each transaction, and pathlib's is slower)
+    if not to_write:  # others may begin a log, and remove it
+        return ((own.st_dev, own.st_ino),)
     if not own.st_mode & _WRITABLE:
         raise PermissionError("it was made read-only")
     log = os.stat(f"{path}-wal")  # noqa: PTH116
@@ -308,13 +310,13 @@ def _has_tables(path: Path) -> bool:
 
 
 def _uri(path: Path) -> str:
-    """Return the URI by which a file is only read.
+    """Return the URI by which a file is only read, and not made if it is missing.
 
     Without a log beside it, nobody writes to it, and it is opened as immutable: else SQLite would
     leave files beside a database that is in write-ahead mode.
     """
     logged = path.with_name(path.name + "-wal").exists()
-    return f"file:{quote(os.fsencode(path))}?{'mode=ro' if logged else 'immutable=1'}"
+    return f"file:{quote(os.fsencode(path))}?mode=ro{'' if logged else '&immutable=1'}"
 
 
 def _check_version(version: object, path: str) -> None:

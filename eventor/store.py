@@ -159,17 +159,7 @@ class Store:
         self._identity: sqlite.Identity | None = None
         try:
             with self._translated("be opened"):
-                if access in (Access.attach, Access.prune, Access.read):
-                    sqlite.check_tables(self._engine, path)
-                if access is Access.read:
-                    return
-                if path is not None and not path.exists():
-                    sqlite.create(path)
-                if path is not None:
-                    sqlite.enter_wal(path)
-                if access in (Access.begin, Access.recover):
-                    sqlite.add_tables(self._engine)
-                self._identity = None if path is None else sqlite.identify(path)
+                self._open(access)
         except BaseException:
             self.close()
             raise
@@ -327,9 +317,37 @@ class Store:
 
     @contextmanager
     def reading(self, what: str) -> Iterator[Connection]:
-        """Give a connection in a transaction that sees one state of the store."""
-        with self._held(), self._translated(what), self._transaction(writing=False) as connection:
-            yield connection
+        """Give a connection in a transaction that sees one state of the store.
+
+        Raises:
+            StoreError: it could not be read, or it is not the file that it was.
+        """
+        with self._held(), self._translated(what):
+            if self._keeps:
+                with self._transaction(writing=False) as connection:
+                    yield connection
+                return
+            # The file is opened anew each time.
+            self._check_files()
+            with self._transaction(writing=False) as connection:
+                yield connection
+            self._check_files()
+
+    def _open(self, access: Access) -> None:
+        path = self._path
+        if path is not None and access is Access.read:
+            self._identity = sqlite.identify(path, to_write=False)
+        if access in (Access.attach, Access.prune, Access.read):
+            sqlite.check_tables(self._engine, path)
+        if access is Access.read:
+            return
+        if path is not None:
+            if not path.exists():
+                sqlite.create(path)
+            sqlite.enter_wal(path)
+        if access in (Access.begin, Access.recover):
+            sqlite.add_tables(self._engine)
+        self._identity = None if path is None else sqlite.identify(path)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -370,8 +388,11 @@ class Store:
             raise
 
     def _check_files(self) -> None:
-        if self._path is not None and sqlite.identify(self._path) != self._identity:
-            raise FileNotFoundError("it, or the log beside it, was replaced while it was in use")
+        if self._path is None:
+            return
+        if sqlite.identify(self._path, to_write=self._keeps) != self._identity:
+            which = "it, or the log beside it," if self._keeps else "it"
+            raise FileNotFoundError(f"{which} was replaced while it was in use")
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from eventor.errors import StoreError
 from eventor.live import Terminal
 from eventor.progress import Failure, Progress
 from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind
@@ -75,13 +76,23 @@ def watch(
 
     Returns:
         The recovery as it has ended.
+
+    Raises:
+        StoreError: the store cannot be read, or has another run in the place of that.
     """
     terminal = Terminal(stream) if stream.isatty() else None
     told: set[Failure] = set()
+    watched = None
     try:
         while True:
             began = time.monotonic()
             run, recovery = history.at(place)
+            known = (run.name, run.began_at, recovery.began_at)
+            if (watched := watched or known) != known:
+                raise StoreError(
+                    f"the store {history.location} has another run {run.run_id}.{recovery.recovery}"
+                    f" than the one that was watched: it began at {recovery.began_at:%F %T} UTC"
+                )
             progress = progress_of(run, recovery, history.tasks(*place))
             if terminal is None:
                 for failure in progress.failures:

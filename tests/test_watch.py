@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import re
+import shutil
 
 import pytest
 
 import eventor as evr
+from eventor import cli
 from eventor.history import History
 from eventor.store import Access, Store, locate
 from eventor.watch import watch
@@ -13,18 +16,18 @@ from tests.conftest import sql
 
 
 @pytest.fixture
-def history(tmp_path):
-    """Look at the store of the Eventors that `make` made."""
+def look(tmp_path):
+    """Look at stores, by default that of the Eventors that `make` made."""
     with contextlib.ExitStack() as stack:
 
-        def look():
-            store = Store(locate(tmp_path / "flow.db"), Access.read)
+        def read(path=tmp_path / "flow.db"):
+            store = Store(locate(path), Access.read)
             return History(stack.enter_context(contextlib.closing(store)))
 
-        yield look
+        yield read
 
 
-def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, history, tmp_path):
+def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, tmp_path):
     def fail():
         raise ValueError("red \x1b[31m\x07\n  and \u202e\x9b more")
 
@@ -36,10 +39,83 @@ def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, history, tmp_pa
     ev.close()
     sql(tmp_path / "flow.db", "UPDATE eventor_task SET step = step || char(27)")
     shown = io.StringIO()
-    assert watch(history(), (1, 0), shown).status is evr.RunStatus.failed
+    assert watch(look(), (1, 0), shown).status is evr.RunStatus.failed
     failed, ended = shown.getvalue().splitlines()
     assert failed == (
         r"failed: fail\x1b[odd\x1b]0;title\x07]: "
         r"ValueError: red \x1b[31m\x07 and \u202e\x9b more"
     )
     assert ended.startswith("eventor run 1.0: 1 failed in ")
+
+
+@pytest.fixture
+def copied(make, tmp_path):
+    """Make a copy of the store of a run whose owner lives, as it is: with its log, or without."""
+
+    def copy(*, logged=True):
+        ev = make()
+        begin = ev.add_event("begin")
+        ev.add_assoc(begin, ev.add_step("work", int))
+        ev.trigger_event(begin)
+        ev()
+        if not logged:
+            ev.close()
+        for part in tmp_path.glob("flow.db*"):
+            shutil.copy(part, tmp_path / part.name.replace("flow", "copy"))
+        return tmp_path / "copy.db"
+
+    return copy
+
+
+def files(path):
+    return sorted(one.name for one in path.iterdir())
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_store_that_is_deleted_while_it_is_looked_at_is_told(copied, look, tmp_path, logged):
+    store = copied(logged=logged)
+    history = look(store)
+    assert history.find() == (1, 0)
+    store.unlink()
+    before = files(tmp_path)
+    with pytest.raises(evr.StoreError, match=r"copy\.db cannot read its runs: .*No such file"):
+        history.at((1, 0))
+    assert files(tmp_path) == before
+
+
+def test_a_store_that_is_replaced_while_it_is_looked_at_is_told(copied, look, make, tmp_path):
+    history = look(store := copied())
+    assert history.find() == (1, 0)
+    make(tmp_path / "other.db").close()
+    (tmp_path / "other.db").replace(store)
+    with pytest.raises(evr.StoreError, match=r"copy\.db cannot read its runs: .*was replaced"):
+        history.at((1, 0))
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("UPDATE eventor_run SET began_at = '2020-02-02 02:02:02.000000'", r"another run 1\.0"),
+        (
+            "UPDATE eventor_recovery SET began_at = '2020-02-02 02:02:02.000000'",
+            r"another run 1\.0",
+        ),
+        ("DELETE FROM eventor_recovery", "no recovery 0 of run 1 any more"),
+        ("DELETE FROM eventor_run", "no recovery 0 of run 1 any more"),
+    ],
+)
+def test_another_run_of_that_number_is_not_taken_for_the_same(
+    copied, look, monkeypatch, statement, told
+):
+    history = look(store := copied())
+    monkeypatch.setattr("eventor.watch.time.sleep", lambda _seconds: sql(store, statement))
+    with pytest.raises(evr.StoreError, match=rf"the store .*copy\.db has {told}"):
+        watch(history, (1, 0), io.StringIO())
+
+
+def test_the_command_ends_when_the_store_is_gone(copied, monkeypatch, capsys, tmp_path):
+    store = copied()
+    monkeypatch.setattr("eventor.watch.time.sleep", lambda _seconds: store.unlink())
+    assert cli.main(["watch", str(store)]) == 2
+    assert re.fullmatch(r"eventor: the store .* cannot read .*\n", capsys.readouterr().err)
+    assert not store.exists()
