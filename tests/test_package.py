@@ -57,6 +57,7 @@ FLOORS = [
     "requests",
     "hooks",
     "progress",
+    "bars",
     "live",
     "loop",
     "eventor",

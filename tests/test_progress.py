@@ -24,7 +24,7 @@ from rich.cells import cell_len
 import eventor as evr
 from eventor import TransitionKind as Kind
 from eventor import live
-from eventor.live import ASCII, COLOURED, UNCOLOURED, picture, shares
+from eventor.bars import ASCII, COLOURED, UNCOLOURED, picture, shares
 from eventor.progress import Progress
 from tests.conftest import take_signals
 
