@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from eventor.types import TaskCounts
-from eventor.words import clean, one_line, stopwatch
+from eventor.words import clean, number_of, one_line, stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -13,13 +13,17 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from eventor.progress import Failure, Progress, Running
+    from eventor.progress import Failure, Progress, Running, Sequences
+    from eventor.types import Sequence
 
 _WIDEST_BAR = 40
 _NARROWEST_BAR = 6
 _WIDEST_NAME = 28
 _TALLEST = 24
-_LINES_OF_RUNNING, _LINES_OF_FAILURES = 4, 3
+_LINES_OF_RUNNING, _LINES_OF_FAILURES, _LINES_OF_SEQUENCES = 4, 3, 8
+
+_NOTES = len("1 running")
+"""Cells behind a bar that are kept free, so that bars do not jump when something runs."""
 
 _DONE, _SKIPPED, _FAILED, _RUNNING, _WAITING = range(5)
 _STYLES = ("green", "cyan", "bold red", "yellow", "bright_black")
@@ -60,12 +64,14 @@ def picture(
     """
     height = max(1, min(height, _TALLEST))
     running, failures = progress.running, list(progress.failures)
+    several = len(progress.steps) > 1 and len(progress.sequences.counts) > 1
+    share = 3 if several else 2
     of_failures = min(len(failures), _LINES_OF_FAILURES, max(0, (height - 2) // 3))
-    of_running = min(len(running), _LINES_OF_RUNNING, max(0, (height - 2 - of_failures) // 2))
-    of_steps = height - 1 - of_failures - of_running
+    of_running = min(len(running), _LINES_OF_RUNNING, max(0, (height - 2 - of_failures) // share))
+    of_bars = height - 1 - of_failures - of_running
     lines = [
         _headline(progress, now, glyphs),
-        *_of_steps(progress.steps, width, of_steps, glyphs),
+        *_of_bars(progress, now, width, of_bars, glyphs, several=several),
         *_of_running(running, now, of_running, glyphs),
         *(_of_failure(one, glyphs) for one in failures[len(failures) - of_failures :]),
     ]
@@ -100,53 +106,115 @@ def _headline(progress: Progress, now: datetime, glyphs: Glyphs) -> Text:
     return line
 
 
-def _of_steps(
-    steps: dict[str, TaskCounts], width: int, height: int, glyphs: Glyphs
+class _Bar(NamedTuple):
+    """A line with a bar: its name, what is counted, and what stands behind it."""
+
+    name: str
+    counts: TaskCounts
+    notes: Text
+
+
+def _of_bars(
+    progress: Progress, now: datetime, width: int, height: int, glyphs: Glyphs, *, several: bool
 ) -> Iterator[Text]:
-    """Yield a bar for each step, or for those that matter most, and a line for the rest."""
-    chosen = list(steps)
-    if len(chosen) > height:
-        weights = {name: _weight(steps[name]) for name in chosen}
-        kept = sorted(chosen, key=lambda name: weights[name])[: max(0, height - 1)]
-        chosen = [name for name in steps if name in set(kept)]
-    if chosen:
-        rows = [(name, steps[name], _notes(steps[name])) for name in chosen]
-        yield from _rows(rows, width, glyphs)
-    if height > 0 and len(chosen) < len(steps):
-        left_out = (steps[name] for name in steps.keys() - set(chosen))
-        rest = sum(left_out, TaskCounts())
-        line = _text(f"{glyphs.more} {len(steps) - len(chosen):,} more steps", "bright_black")
-        line.append(f"  {rest.ended:,}/{rest.all:,}")
-        yield line.append_text(_with_space(_notes(rest)))
+    """Yield the bars of steps and, if there are several, below a line that of sequences.
+
+    The steps have the larger half of the lines, and each has what the other does not need.
+    """
+    sequences, lines_below = progress.sequences, 0
+    if several:
+        wanted = min(1 + len(sequences.counts), 1 + _LINES_OF_SEQUENCES)
+        lines_below = min(wanted, max(height // 2, height - len(progress.steps)))
+    steps, left_out = _chosen_steps(progress.steps, height - lines_below)
+    bars = [_Bar(name, progress.steps[name], _notes(progress.steps[name])) for name in steps]
+    names = [clean(name) for name in steps]
+    if lines_below > 1:
+        chosen = sequences.chosen(lines_below - 1)
+        bars += (_bar_of_sequence(sequences, sequence, now) for sequence in chosen)
+        names.append(clean(sequences.longest))
+    drawn = list(_drawn(bars, names, width, glyphs))
+    yield from drawn[: len(steps)]
+    if left_out:
+        yield _of_more_steps(left_out, glyphs)
+    if lines_below > 0:
+        yield _of_sequences(sequences)
+    yield from drawn[len(steps) :]
+
+
+def _chosen_steps(steps: dict[str, TaskCounts], height: int) -> tuple[list[str], list[TaskCounts]]:
+    """Return the steps that have a bar, those that matter most, and the counts of the others."""
+    if len(steps) <= height:
+        return list(steps), []
+    by_weight = sorted(steps, key=lambda name: _weight(steps[name]))
+    kept = set(by_weight[: max(0, height - 1)])
+    left_out = [counts for name, counts in steps.items() if name not in kept]
+    return [name for name in steps if name in kept], left_out if height > 0 else []
 
 
 def _weight(counts: TaskCounts) -> tuple[bool, bool, bool]:
     return (not counts.active, not counts.failure, not counts.ready)
 
 
-def _rows(rows: list[tuple[str, TaskCounts, Text]], width: int, glyphs: Glyphs) -> Iterator[Text]:
+def _of_more_steps(left_out: list[TaskCounts], glyphs: Glyphs) -> Text:
+    rest = sum(left_out, TaskCounts())
+    line = _text(f"{glyphs.more} {number_of(len(left_out), 'more step')}", "bright_black")
+    line.append(f"  {rest.ended:,}/{rest.all:,}")
+    return line.append_text(_with_space(_notes(rest)))
+
+
+def _of_sequences(sequences: Sequences) -> Text:
+    line = _text(f"{sequences.ended:,} of {number_of(len(sequences.counts), 'sequence')}", "bold")
+    if sequences.failed:
+        line.append(f"  {sequences.failed:,} failed", _STYLES[_FAILED])
+    if sequences.running:
+        line.append(f"  {sequences.running:,} running", _STYLES[_RUNNING])
+    return line
+
+
+def _bar_of_sequence(sequences: Sequences, sequence: Sequence, now: datetime) -> _Bar:
+    counts, since = sequences.counts[sequence], sequences.since(sequence)
+    notes = _text("")
+    if counts.failure:
+        notes.append(f"{counts.failure:,} failed", _STYLES[_FAILED])
+    if since is not None:
+        told = stopwatch(max(0.0, (now - since).total_seconds()))
+        notes.append(f"{'  ' if notes else ''}{told}", "cyan")
+    return _Bar(str(sequence), counts, notes)
+
+
+def _drawn(bars: list[_Bar], names: list[str], width: int, glyphs: Glyphs) -> Iterator[Text]:
+    """Yield the lines with bars, one below the other.
+
+    Args:
+        bars: the bars.
+        names: what is to have room as a name.
+        width: as in `picture`.
+        glyphs: as in `picture`.
+    """
+    if not bars:
+        return
     from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 (it is optional)
 
-    names = [_shown(clean(name), glyphs) for name, _counts, _notes in rows]
-    widest = min(max(map(cell_len, names)), _WIDEST_NAME, max(8, width // 3))
-    numbers = [f"{counts.ended:,}/{counts.all:,}" for _name, counts, _notes in rows]
+    widest = min(max(cell_len(_shown(name, glyphs)) for name in names), _WIDEST_NAME)
+    widest = min(widest, max(8, width // 3))
+    numbers = [f"{one.counts.ended:,}/{one.counts.all:,}" for one in bars]
     of_numbers = max(map(len, numbers))
-    of_notes = max(notes.cell_len for _name, _counts, notes in rows)
+    of_notes = max(_NOTES, *(one.notes.cell_len for one in bars))
     bar = min(_WIDEST_BAR, width - widest - of_numbers - of_notes - 6)
     noted = bar >= _NARROWEST_BAR
     if not noted:  # a bar says as much, and the headline has the failures
         bar = min(_WIDEST_BAR, width - widest - of_numbers - 4)
-    for name, number, (_name, counts, notes) in zip(names, numbers, rows, strict=True):
-        shown = name
+    for one, number in zip(bars, numbers, strict=True):
+        name = _shown(clean(one.name), glyphs)
         if cell_len(name) > widest:
-            shown = set_cell_size(name, widest - 1) + glyphs.more
-        line = _text(f"{set_cell_size(shown, widest)}  ")
+            name = set_cell_size(name, widest - 1) + glyphs.more
+        line = _text(f"{set_cell_size(name, widest)}  ")
         if bar >= _NARROWEST_BAR:
-            for kind, cells in enumerate(shares(counts, bar)):
+            for kind, cells in enumerate(shares(one.counts, bar)):
                 line.append(glyphs.bar[kind] * cells, _STYLES[kind])
             line.append("  ")
         line.append(number.rjust(of_numbers))
-        yield line.append_text(_with_space(notes)) if noted else line
+        yield line.append_text(_with_space(one.notes)) if noted else line
 
 
 def _notes(counts: TaskCounts) -> Text:

@@ -111,6 +111,9 @@ def test_a_picture_has_a_bar_for_each_step_what_runs_and_what_failed():
         "eventor run 3.0  3 of 4 tasks  1 failed  10.0 s  flow",
         "fetch    ########################################  2/2",
         "convert  xxxxxxxxxxxxxxxxxxxx>>>>>>>>>>>>>>>>>>>>  1/2  1 failed  1 running",
+        "1 of 2 sequences  1 failed  1 running",
+        "1        ####################>>>>>>>>>>>>>>>>>>>>  1/2  7.0 s",
+        "2        ####################xxxxxxxxxxxxxxxxxxxx  2/2  1 failed",
         "> convert[1]  7.0 s  attempt 2",
         "x convert[2]  ValueError: no",
     ]
@@ -131,8 +134,124 @@ def test_of_more_steps_than_there_are_lines_those_that_run_or_failed_are_shown()
     assert {"step 48", "step 49"} <= set(names)
     assert names == sorted(names, key=lambda name: int(name.split()[1]))
     assert f"~ {50 - len(names)} more steps  {50 - len(names)}/{50 - len(names)}" in lines
-    assert "~ 6 more run" in lines
+    assert "0 of 9 sequences  1 failed  9 running" in lines
+    assert "~ 7 more run" in lines
     assert lines[-1] == "x step 48[1]  E: no"
+
+
+def test_a_sequence_that_failed_and_goes_on_has_failed_and_runs():
+    told = [("task_failure", "a", 1, {"error": "E: no"}), ("task_active", "b", 1, {"attempt": 1})]
+    sequences = feed(*told).sequences
+    assert (sequences.ended, sequences.failed, sequences.running) == (0, 1, 1)
+    assert sequences.since(1) == after(2)
+    sequences = feed(*told, ("task_success", "b", 1, {})).sequences
+    assert (sequences.ended, sequences.failed, sequences.running) == (1, 1, 0)
+    assert sequences.since(1) is None
+
+
+def test_a_sequence_is_under_way_from_its_first_step_on():
+    progress = feed(("task_active", "a", 1, {"attempt": 1}), ("task_active", "a", 2, {}))
+    run = (3, 0, "flow")
+    for second in (3, 4):
+        for kind, step in (
+            (Kind.task_success, "ab"[second - 3]),
+            (Kind.task_ready, "bc"[second - 3]),
+        ):
+            progress(evr.Transition(kind, after(second), *run, name=step, sequence=1))
+        assert progress.sequences.since(1) == after(1)
+        assert progress.sequences.chosen(1) == [1]
+        step = "bc"[second - 3]
+        progress(evr.Transition(Kind.task_active, after(second), *run, name=step, sequence=1))
+    progress(evr.Transition(Kind.task_success, after(5), *run, name="c", sequence=1))
+    assert progress.sequences.since(1) is None
+    assert progress.sequences.chosen(1) == [2]
+
+
+TRANSITIONS = st.lists(
+    st.tuples(
+        st.sampled_from([kind.value for kind in Kind if kind.value.startswith("task")]),
+        st.sampled_from("ab"),
+        st.integers(1, 9) | st.sampled_from("123"),
+        st.just({"attempt": 1}),
+    ),
+    max_size=60,
+)
+
+
+@given(TRANSITIONS, st.integers(0, 12))
+def test_sequences_are_counted_as_their_tasks_are(told, most):
+    progress = feed(*told)
+    sequences = progress.sequences
+    counts = list(sequences.counts.values())
+    assert sum(counts, evr.TaskCounts()) == progress.total
+    assert sequences.ended == sum(one.ended == one.all for one in counts)
+    assert sequences.failed == sum(one.failure > 0 for one in counts)
+    assert sequences.running == sum(one.active > 0 for one in counts)
+    for sequence, one in sequences.counts.items():
+        assert sequences.since(sequence) is None or one.ended < one.all
+        assert sequences.since(sequence) is not None or not one.active
+    chosen = sequences.chosen(most)
+    assert len(set(chosen)) == len(chosen) == min(most, len(counts))
+    assert set(chosen) <= set(sequences.counts)
+
+
+def many_sequences(ended, steps=("fetch", "align", "call"), sequences=1000, at_once=4):
+    """Return the progress of a run that is in the midst of it: each hundredth sequence fails."""
+    told = [("task_ready", steps[0], number, {}) for number in range(sequences)]
+    for number in range(ended):
+        for step in steps:
+            failed = number % 100 == 99 and step == steps[1]
+            told.append(("task_failure" if failed else "task_success", step, number, {"error": ""}))
+    for number in range(ended, ended + at_once):
+        told.append(("task_success", steps[0], number, {}))
+        told.append(("task_active", steps[1], number, {"attempt": 1}))
+    return feed(*told), len(told)
+
+
+def test_of_many_sequences_those_that_failed_and_run_the_longest_have_a_bar():
+    progress, seconds = many_sequences(500)
+    lines = texts(progress, 79, 22, ASCII, seconds + 3)
+    assert len(lines) == 20
+    assert lines[4] == "500 of 1,000 sequences  5 failed  4 running"
+    bars = [line.split() for line in lines[5:13]]
+    assert [name for name, *_ in bars] == ["399", "499", "500", "501", "502", "503", "504", "505"]
+    assert bars[0][2:] == ["3/3", "1", "failed"]
+    assert bars[2][2:] == ["1/2", "9.0", "s"]
+    assert bars[7][2:] == ["0/1"]
+
+
+def test_in_a_small_picture_there_is_a_line_for_steps_sequences_what_runs_and_what_failed():
+    progress, seconds = many_sequences(500)
+    assert texts(progress, 39, 10, ASCII, seconds + 3) == [
+        "eventor run 3.0  1,504 of 2,004 tasks  ",
+        "fetch  ###########..........  504/1,000",
+        "align  ###################x>    500/504",
+        "call   #####################    500/500",
+        "500 of 1,000 sequences  5 failed  4 run",
+        "500    ###########>>>>>>>>>>        1/2",
+        "> align[500]  9.0 s",
+        "~ 3 more run",
+        "x align[399]  ",
+        "x align[499]  ",
+    ]
+
+
+@pytest.mark.parametrize(("width", "height"), [(79, 22), (39, 10)])
+def test_a_picture_of_many_sequences_does_not_jump_about(width, height):
+    shapes = set()
+    for ended in range(300, 320):
+        progress, seconds = many_sequences(ended)
+        lines = texts(progress, width, height, ASCII, seconds + 70)
+        bars = [re.search(r"[#=x>.]{2,}", line) for line in lines]
+        shapes.add(tuple(bar and bar.span() for bar in bars))
+    assert len(shapes) == 1
+
+
+def test_where_there_is_one_step_or_one_sequence_there_are_no_bars_of_sequences():
+    told = [("task_active", "a", number, {"attempt": 1}) for number in range(5)]
+    assert "sequence" not in "".join(texts(feed(*told)))
+    told = [("task_active", step, 1, {"attempt": 1}) for step in "abc"]
+    assert "sequence" not in "".join(texts(feed(*told)))
 
 
 def odd_texts():
