@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from eventor import schema
 from eventor.config import unknown
 from eventor.errors import DefinitionError, RecoveryError, StoreError
-from eventor.rows import is_skipped, of_sequence, owner_of
+from eventor.rows import is_skipped, of_sequence, owner_of, sequence_of
 from eventor.store import is_held, latest_recovery, say_names
 from eventor.types import (
     Counts,
@@ -30,7 +32,7 @@ from eventor.types import (
 from eventor.why import Definition, why
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy import ColumnElement, Connection, Select
 
@@ -40,6 +42,39 @@ if TYPE_CHECKING:
 
 Place = tuple[int, int]
 """The numbers of a run and of a recovery of it."""
+
+
+_ERROR = 1000
+"""How many characters of an error are read where it is told in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """Where a task stands, in short.
+
+    Attributes:
+        task_id: its number in the store; a later one has a higher one.
+        step: its step.
+        sequence: its sequence.
+        status: where it stands.
+        skipped: whether it was skipped.
+        attempt: as in `Task`.
+        ready_at: as in `Task`.
+        started_at: as in `Task`.
+        ended_at: as in `Task`.
+        error: the beginning of that.
+    """
+
+    task_id: int
+    step: str
+    sequence: Sequence
+    status: TaskStatus
+    skipped: bool
+    attempt: int
+    ready_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    error: str | None
 
 
 class History:
@@ -172,6 +207,44 @@ class History:
         """Return the tasks of a recovery as they became ready, without their results."""
         return self._store.tasks(run_id, recovery, step, sequence, status, results=False)
 
+    def briefs(
+        self, place: Place, after: int, running: Iterable[int], waiting: Iterable[int]
+    ) -> list[Brief]:
+        """Return where tasks of a recovery stand, in the order in which they became ready.
+
+        Args:
+            place: the numbers of the run and of the recovery.
+            after: all tasks of higher numbers are among them,
+            running: those of these numbers,
+            waiting: and those of these numbers that are no longer ready.
+        """
+        columns = schema.task.c
+        query = (
+            select(
+                *(columns.task_id, columns.step, columns.sequence, columns.sequence_type),
+                *(columns.status, func.coalesce(is_skipped(), False).label("skipped")),
+                *(columns.attempt, columns.ready_at, columns.started_at, columns.ended_at),
+                func.substr(columns.error, 1, _ERROR).label("error"),
+            )
+            .where(columns.run_id == place[0], columns.recovery == place[1])
+            .order_by(columns.task_id)
+        )
+        no_longer_ready = columns.status != TaskStatus.ready.value
+        which = or_(
+            columns.task_id > after,
+            columns.task_id.in_(_listed(running)),
+            and_(columns.task_id.in_(_listed(waiting)), no_longer_ready),
+        )
+        with self._store.reading("read its tasks") as connection:
+            return [
+                Brief(
+                    *(row.task_id, row.step, sequence_of(row), TaskStatus(row.status)),
+                    *(bool(row.skipped), row.attempt, row.ready_at, row.started_at, row.ended_at),
+                    row.error,
+                )
+                for row in connection.execute(query.where(which))
+            ]
+
     def events(
         self,
         run_id: int,
@@ -299,6 +372,12 @@ class _Record:
         with self._store.reading("read what is delayed") as connection:
             due: datetime | None = connection.scalar(query)
             return due
+
+
+def _listed(numbers: Iterable[int]) -> Select[Any]:
+    """Return a query for the numbers themselves; there may be more than a statement can name."""
+    each = func.json_each(json.dumps(list(numbers))).table_valued("value")
+    return select(each.c.value)
 
 
 def _counts(connection: Connection, of_runs: Select[Any]) -> Mapping[Place, TaskCounts]:

@@ -11,7 +11,7 @@ import eventor as evr
 from eventor import cli
 from eventor.history import History
 from eventor.store import Access, Store, locate
-from eventor.watch import watch
+from eventor.watch import Watched, watch
 from tests.conftest import sql
 
 
@@ -119,3 +119,66 @@ def test_the_command_ends_when_the_store_is_gone(copied, monkeypatch, capsys, tm
     assert cli.main(["watch", str(store)]) == 2
     assert re.fullmatch(r"eventor: the store .* cannot read .*\n", capsys.readouterr().err)
     assert not store.exists()
+
+
+def test_a_look_reads_what_has_changed_and_knows_the_same_as_the_first(make, look, monkeypatch):
+    def fail(number):
+        assert number % 4
+
+    def build(**arguments):
+        ev = make(config={"stop_on_exception": False, "max_concurrent": 5}, **arguments)
+        begin = ev.add_event("begin")
+        tried = ev.add_step("tried", fail, (evr.sequence,), config={"max_attempts": 2})
+        ev.add_assoc(begin, tried)
+        ev.add_assoc(tried.success, ev.add_step("next", int))
+        ev.trigger_events(begin, range(12))
+        return ev
+
+    with build() as ev:
+        ev.run(max_loops=4)
+    recovered = build(run_mode=evr.RunMode.recover)
+    reading, read = History.briefs, []
+
+    def briefs(history, *arguments):
+        read.append(reading(history, *arguments))
+        return read[-1]
+
+    monkeypatch.setattr(History, "briefs", briefs)
+    history = look()
+    watched = Watched(history, (1, 1))
+    while True:
+        recovery, _ = watched.look()
+        fresh = Watched(history, (1, 1))
+        fresh.look()
+        assert watched.progress.steps == fresh.progress.steps == history.count(1, 1).steps
+        assert watched.progress.sequences.counts == fresh.progress.sequences.counts
+        assert watched.progress.total == recovery.tasks
+        if recovery.tasks.ended == recovery.tasks.all > 0:
+            break
+        recovered.run(max_loops=1)
+    assert recovery.tasks.skipped
+    assert recovery.tasks.failure
+    assert len(read[-2]) < len(read[-1]) == recovery.tasks.all
+
+
+def test_what_runs_is_known_with_its_attempt_and_its_begin(copied, look):
+    store = copied()
+    history = look(store)
+    watched = Watched(history, (1, 0))
+    sql(store, "UPDATE eventor_task SET status = 'active', attempt = 2, ended_at = NULL")
+    watched.look()
+    (one,) = watched.progress.running
+    assert (one.task, one.attempt) == ("work[1]", 2)
+    assert [one.started_at for one in history.tasks(1, 0)] == [one.since]
+    sql(store, "UPDATE eventor_task SET status = 'ready'")
+    watched.look()
+    assert watched.progress.total == evr.TaskCounts(ready=1)
+    assert watched.look()[1] == []
+    sql(
+        store,
+        "UPDATE eventor_task SET status = 'failure', error = 'E: ' || printf('%.*c', 2000, 'x')",
+    )
+    _, (active, failed) = watched.look()
+    assert (active.kind, failed.kind) == ("task_active", "task_failure")
+    assert len(failed.error) == 1000
+    assert watched.progress.total == evr.TaskCounts(failure=1)
