@@ -404,9 +404,10 @@ class Eventor:
             max_loops: after so many passes of the loop that have launched something, nothing more
                 starts: what runs is let finish and is recorded, and what is ready stays so for the
                 next call, or for `RunMode.continue_` or `RunMode.recover`. None is no limit.
-            progress: whether to show on standard error how far it is, and a summary at the end;
-                where that is no terminal, the summary alone. None is to do so on a terminal, if
-                the extra `cli` is installed and the program has no log handlers of its own.
+            progress: whether to show how far it is, and a summary at the end: in a notebook below
+                its cell, else on standard error; where that is no terminal, the summary alone.
+                None is to do so, if the extra `cli` is installed, in a notebook, and on a terminal
+                if the program has no log handlers of its own.
 
         Returns:
             Whether every failure in this recovery was handled by its step's own triggers, and

@@ -1,4 +1,4 @@
-"""Progress on a terminal, drawn with Rich, below what the program and its steps write.
+"""Progress as it is seen: on a terminal, below what the program and its steps write, or elsewhere.
 
 There is no thread, and nothing of `sys` is changed: the owner forks. The loop calls `View.watch`
 before it waits; what is about to write calls `View.erase` first. The cursor rests above the
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor import inside
 from eventor.bars import ASCII, COLOURED, UNCOLOURED, Glyphs, picture
+from eventor.cell import Cell, in_notebook
 from eventor.display import is_writable, own
 from eventor.errors import ConfigError
 from eventor.progress import Progress
@@ -51,16 +52,16 @@ class View:
 
     Args:
         clock: gives the time, in UTC.
-        terminal: where the picture is drawn; None for a summary alone.
+        place: where the picture is drawn; None for a summary alone.
         shares: whether the program's own hooks may write there too.
     """
 
     def __init__(
-        self, clock: Callable[[], datetime], terminal: Terminal | None, *, shares: bool
+        self, clock: Callable[[], datetime], place: Terminal | Cell | None, *, shares: bool
     ) -> None:
         self.progress = Progress()
         self._clock = clock
-        self._terminal = self._opened = terminal
+        self._place = self._opened = place
         self._shares = shares
         self._next = time.monotonic() + _SECONDS_BEFORE
 
@@ -72,38 +73,38 @@ class View:
 
     def watch(self) -> float:
         """Show how far it is; return the seconds after which to come by again."""
-        if self._terminal is None:
+        if self._place is None:
             return math.inf
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _SECONDS_BETWEEN
-            self._guarded(self._terminal.draw, self.progress, self._clock())
+            self._guarded(self._place.draw, self.progress, self._clock())
         else:
-            self._guarded(self._terminal.draw_again)
+            self._guarded(self._place.draw_again)
         return _SECONDS_TO_LOOK
 
     def erase(self) -> None:
         """Make way for something that is written there."""
-        if self._terminal is not None:
-            self._guarded(self._terminal.erase)
+        if self._place is not None:
+            self._guarded(self._place.erase)
 
     def close(self) -> None:
         """Leave a summary in place of the picture."""
         self.erase()
-        if self._opened is not None:
-            self._opened.close()
-        if self.progress.began_at is None:
-            return
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(f"{self.progress.summary(self._clock())}\n")
-            sys.stderr.flush()
+        begun = self.progress.began_at is not None
+        summary = self.progress.summary(self._clock()) if begun else ""
+        with contextlib.suppress(OSError):
+            if self._opened is not None:
+                self._opened.close(summary)
+                return
+        _say(sys.stderr, summary)
 
     def _guarded(self, do: Callable[..., object], *arguments: object) -> None:
-        """Do something with the terminal; if it cannot be done, as after a hangup, do no more."""
+        """Do something at the place; if it cannot be done, as after a hangup, do no more."""
         try:
             do(*arguments)
         except (OSError, ValueError):
-            self._terminal = None
+            self._place = None
 
 
 class Terminal:
@@ -116,6 +117,7 @@ class Terminal:
     def __init__(self, stream: Any) -> None:
         from rich.console import Console  # noqa: PLC0415 (it is optional, and slow to import)
 
+        self._stream = stream
         # Its own, so that writing there need not wait for a terminal that takes nothing.
         self._descriptor, _at_once = own(stream.fileno())
         self._encoding = stream.encoding
@@ -152,9 +154,10 @@ class Terminal:
         if self._drawn and self._write(f"{self._to_a_line}\x1b[J"):
             self._drawn = False
 
-    def close(self) -> None:
-        """Let go of the terminal."""
+    def close(self, summary: str = "") -> None:
+        """Let go of the terminal, and leave a line there; nothing if it is empty."""
         os.close(self._descriptor)
+        _say(self._stream, summary)
 
     @property
     def _to_a_line(self) -> str:
@@ -175,6 +178,14 @@ class Terminal:
         return True
 
 
+def _say(stream: Any, line: str) -> None:
+    """Write a line, if there is one, and something to write to."""
+    if line:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.write(f"{line}\n")
+            stream.flush()
+
+
 def installed() -> bool:
     """Tell whether Rich is."""
     return importlib.util.find_spec("rich") is not None
@@ -187,7 +198,8 @@ def shown(
     """Give the view of a call of `ev()`, and close it.
 
     Args:
-        wanted: whether there is to be one; None is by what standard error is.
+        wanted: whether there is to be one; None is by what standard error is, and whether this is
+            a notebook.
         clock: gives the time, in UTC.
         speaks: whether eventor itself writes its log there.
         shares: whether the program's hooks may write there.
@@ -195,7 +207,9 @@ def shown(
     Raises:
         ConfigError: it is wanted, and Rich is missing.
     """
-    if wanted is False or (wanted is None and not (speaks and _is_terminal() and installed())):
+    notebook = inside.current_or_none() is None and in_notebook()
+    seen = notebook or (speaks and _is_terminal())
+    if wanted is False or (wanted is None and not (seen and installed())):
         yield None
         return
     if not installed():
@@ -203,6 +217,10 @@ def shown(
             "progress is True, which needs the package rich; install it with "
             "pip install 'eventor[cli]', or leave progress out"
         )
+    if notebook:
+        with contextlib.closing(View(clock, Cell(), shares=False)) as view:
+            yield view
+        return
     drawing = _is_terminal() and _on_terminal.acquire(blocking=False)
     try:
         if wanted is None and not drawing:

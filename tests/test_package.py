@@ -58,6 +58,7 @@ FLOORS = [
     "hooks",
     "progress",
     "bars",
+    "cell",
     "live",
     "loop",
     "eventor",
