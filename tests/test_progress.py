@@ -425,6 +425,35 @@ def test_on_a_terminal_there_is_a_picture_while_it_runs_and_a_line_at_the_end(te
     assert b"\x1b[?" not in seen.raw  # the cursor is never hidden
 
 
+@pytest.mark.parametrize(("size", "bar"), [((80, 24), 40), ((40, 12), 14)])
+def test_on_a_terminal_there_are_bars_of_steps_and_of_sequences(terminal, size, bar):
+    seen = terminal(
+        """
+        config = {"logdir": "logs", "max_concurrent": 3}
+        with evr.Eventor(store=":memory:", config=config, logging_level=100) as ev:
+            go = ev.add_event("go")
+            first = ev.add_step("first", int)
+            ev.add_assoc(go, first)
+            ev.add_assoc(first.success, ev.add_step("second", wait, (evr.sequence,)))
+            ev.trigger_events(go, ["monday", "tuesday", "friday"])
+            ev()
+        """,
+        size,
+    )
+    seen.until(r"^second +━+ +0/3  3 running$")
+    seen.until(r"^(▶ second\[friday\]  .* s|… 2 more run)$")
+    assert seen.lines[2:4] == [
+        f"first    {'━' * bar}  3/3",
+        f"second   {'━' * bar}  0/3  3 running",
+    ]
+    assert seen.lines[4] == "0 of 3 sequences  3 running"
+    for line, day in zip(seen.lines[5:8], ("monday", "tuesday", "friday"), strict=True):
+        assert re.fullmatch(rf"{day:7}  ━{{{bar}}}  1/2  \d+\.\d s", line)
+    seen.open_gate()
+    assert seen.end() == 0
+    assert summary_of(seen.lines) == "6 succeeded"
+
+
 def test_log_lines_are_above_the_picture_and_whole(terminal):
     seen = terminal("flow(wait, 2)", size=(120, 24))
     seen.until("▶ work")
