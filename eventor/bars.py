@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from eventor.progress import Failure, Progress, Running, Sequences
     from eventor.types import Sequence
 
+    _Bar = tuple[str, TaskCounts, Text]
+    """A line with a bar: its name, what is counted, and what stands behind it."""
+
 _WIDEST_BAR = 40
 _NARROWEST_BAR = 6
 _WIDEST_NAME = 28
@@ -106,14 +109,6 @@ def _headline(progress: Progress, now: datetime, glyphs: Glyphs) -> Text:
     return line
 
 
-class _Bar(NamedTuple):
-    """A line with a bar: its name, what is counted, and what stands behind it."""
-
-    name: str
-    counts: TaskCounts
-    notes: Text
-
-
 def _of_bars(
     progress: Progress, now: datetime, width: int, height: int, glyphs: Glyphs, *, several: bool
 ) -> Iterator[Text]:
@@ -126,7 +121,7 @@ def _of_bars(
         wanted = min(1 + len(sequences.counts), 1 + _LINES_OF_SEQUENCES)
         lines_below = min(wanted, max(height // 2, height - len(progress.steps)))
     steps, left_out = _chosen_steps(progress.steps, height - lines_below)
-    bars = [_Bar(name, progress.steps[name], _notes(progress.steps[name])) for name in steps]
+    bars = [(name, progress.steps[name], _notes(progress.steps[name])) for name in steps]
     names = [clean(name) for name in steps]
     if lines_below > 1:
         chosen = sequences.chosen(lines_below - 1)
@@ -179,7 +174,7 @@ def _bar_of_sequence(sequences: Sequences, sequence: Sequence, now: datetime) ->
     if since is not None:
         told = stopwatch(max(0.0, (now - since).total_seconds()))
         notes.append(f"{'  ' if notes else ''}{told}", "cyan")
-    return _Bar(str(sequence), counts, notes)
+    return str(sequence), counts, notes
 
 
 def _drawn(bars: list[_Bar], names: list[str], width: int, glyphs: Glyphs) -> Iterator[Text]:
@@ -197,24 +192,24 @@ def _drawn(bars: list[_Bar], names: list[str], width: int, glyphs: Glyphs) -> It
 
     widest = min(max(cell_len(_shown(name, glyphs)) for name in names), _WIDEST_NAME)
     widest = min(widest, max(8, width // 3))
-    numbers = [f"{one.counts.ended:,}/{one.counts.all:,}" for one in bars]
+    numbers = [f"{counts.ended:,}/{counts.all:,}" for _name, counts, _notes in bars]
     of_numbers = max(map(len, numbers))
-    of_notes = max(_NOTES, *(one.notes.cell_len for one in bars))
+    of_notes = max(_NOTES, *(notes.cell_len for _name, _counts, notes in bars))
     bar = min(_WIDEST_BAR, width - widest - of_numbers - of_notes - 6)
     noted = bar >= _NARROWEST_BAR
     if not noted:  # a bar says as much, and the headline has the failures
         bar = min(_WIDEST_BAR, width - widest - of_numbers - 4)
-    for one, number in zip(bars, numbers, strict=True):
-        name = _shown(clean(one.name), glyphs)
+    for (given, counts, notes), number in zip(bars, numbers, strict=True):
+        name = _shown(clean(given), glyphs)
         if cell_len(name) > widest:
             name = set_cell_size(name, widest - 1) + glyphs.more
         line = _text(f"{set_cell_size(name, widest)}  ")
         if bar >= _NARROWEST_BAR:
-            for kind, cells in enumerate(shares(one.counts, bar)):
+            for kind, cells in enumerate(shares(counts, bar)):
                 line.append(glyphs.bar[kind] * cells, _STYLES[kind])
             line.append("  ")
         line.append(number.rjust(of_numbers))
-        yield line.append_text(_with_space(one.notes)) if noted else line
+        yield line.append_text(_with_space(notes)) if noted else line
 
 
 def _notes(counts: TaskCounts) -> Text:
