@@ -53,6 +53,7 @@ from eventor.report import report as report_of
 from eventor.store import Access, Store, locate
 from eventor.types import RunStatus, TaskStatus, ThingKind
 from eventor.watch import watch
+from eventor.words import number_of, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,8 +251,9 @@ def watch_command(
 ) -> int | None:
     """Watch a run until it ends; the exit code tells how.
 
-    On a terminal there are bars, what is running and for how long, and the latest failures;
-    elsewhere a line for each failure. With --json one document is printed at the end.
+    On a terminal there are bars of steps and sequences, what is running and for how long, and the
+    latest failures; elsewhere a line for each failure. With --json one document is printed at the
+    end.
 
     \b
     Examples:
@@ -472,8 +474,8 @@ def prune_command(
     else:
         if gone:
             show.show_runs(console(), gone, owners, now)
-        number = "no run" if not gone else f"{len(gone)} run{'s' if len(gone) > 1 else ''}"
-        given_back = f"; {show.size(freed)} given back" if freed else ""
+        number = number_of(len(gone), "run") if gone else "no run"
+        given_back = f"; {size(freed)} given back" if freed else ""
         click.echo(f"{number} {'would be deleted' if dry_run else 'deleted'}{given_back}")
     lost = [run for run in gone if run.recoveries[-1].status is not RunStatus.succeeded]
     if lost:

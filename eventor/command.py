@@ -22,6 +22,7 @@ from eventor.files import write_file
 from eventor.history import History
 from eventor.store import Access, Store, locate
 from eventor.types import OwnerStatus
+from eventor.words import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -209,7 +210,7 @@ def write_output(content: bytes, path: Path | None) -> None:
 def say(told: str) -> None:
     """Print a line on standard error: an error, or a note."""
     with suppress(OSError):  # there is nobody else to tell
-        click.echo(f"eventor: {' '.join(map(show.clean, told.splitlines()))}", err=True)
+        click.echo(f"eventor: {one_line(told)}", err=True)
 
 
 def _lowered(told: str) -> str:

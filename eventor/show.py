@@ -277,16 +277,6 @@ def clock(at: datetime | None, beside: datetime, *, exact: bool = False) -> str:
     return f"{date}{local:%H:%M:%S}" + (f".{local.microsecond // 1000:03}" if exact else "")
 
 
-def size(count: int) -> str:
-    """Return a number of bytes in words."""
-    number = float(count)
-    for unit in ("bytes", "KB", "MB"):
-        if number < 1000:  # noqa: PLR2004
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"
-
-
 def because(cause: Cause) -> str:
     """Return the reason for an event or a task in words."""
     source, detail = cause.source or "?", cause.detail or "?"

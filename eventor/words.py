@@ -72,6 +72,16 @@ def number_of(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def size(count: int) -> str:
+    """Return a number of bytes: `512 bytes`, `2.0 KB`, `3.5 MB`, in powers of 1,000."""
+    number = float(count)
+    for unit in ("bytes", "KB", "MB"):
+        if number < 1000:  # noqa: PLR2004
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
+
+
 def clean(text: str) -> str:
     r"""Return a text for one line, with all that would do something to a terminal written out.
 

@@ -877,23 +877,6 @@ def test_a_shell_completes_commands_stores_names_steps_and_events(failed, run, t
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (None, ""),
-        (-1, "0 ms"),
-        (0.0123, "12 ms"),
-        (0.9996, "1.0 s"),
-        (59.94, "59.9 s"),
-        (59.96, "1 min 0 s"),
-        (3599.6, "1 h 0 min"),
-        (90000, "1 d 1 h"),
-    ],
-)
-def test_durations_are_told_in_words(seconds, words):
-    assert show.duration(seconds) == words
-
-
-@pytest.mark.parametrize(
     ("before", "words"),
     [
         (timedelta(seconds=5), "5 s ago"),
@@ -908,10 +891,3 @@ def test_durations_are_told_in_words(seconds, words):
 def test_when_something_was_is_told_in_words_and_in_local_time(before, words):
     now = datetime(2030, 7, 19, 12).astimezone()
     assert show.ago((now - before).astimezone(UTC), now.astimezone(UTC)) == words
-
-
-@pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 bytes"), (2048, "2.0 KB"), (3_500_000, "3.5 MB"), (7e9, "7.0 GB")]
-)
-def test_sizes_are_told_in_words(count, words):
-    assert show.size(count) == words

@@ -45,7 +45,7 @@ def test_the_output_in_the_readme_is_what_its_example_prints(script):
 def stable(output):
     """Return what a command prints without times, durations, sizes and the widths of columns."""
     output = re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "TIME", output)
-    output = re.sub(r"\b\d+(\.\d)? (ms|s|min( \d+ s)?|bytes|KB|MB)\b", "NUMBER", output)
+    output = re.sub(r"\b\d+(\.\d+)? (ms|s|min( \d+ s)?|bytes|KB|MB)\b", "NUMBER", output)
     output = output.replace("; NUMBER given back", "")
     return [re.sub(r"(?<=\S) {2,}", "  ", line) for line in output.splitlines()]
 

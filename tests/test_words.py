@@ -14,6 +14,7 @@ from eventor.words import (
     number_of,
     one_line,
     shorten,
+    size,
     stopwatch,
     visible,
 )
@@ -114,3 +115,10 @@ def test_a_long_text_has_lost_its_middle(text, most):
     if len(text) > most:
         assert text.startswith(shown[: most - most // 3 - 1])
         assert text.endswith(shown[-(most // 3) :])
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 bytes"), (2048, "2.0 KB"), (3_500_000, "3.5 MB"), (7e9, "7.0 GB")]
+)
+def test_sizes_are_told_in_words(count, words):
+    assert size(count) == words
