@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
 
 import eventor
 
@@ -104,6 +105,32 @@ def test_public_names_are_those_that_are_promised():
     assert all(getattr(eventor, name) is not None for name in eventor.__all__)
     errors = [getattr(eventor, name) for name in eventor.__all__ if name.endswith("Error")]
     assert all(issubclass(error, eventor.EventorError) and error.__doc__ for error in errors)
+
+
+@pytest.mark.slow
+def test_what_a_forked_step_executes_is_measured(script, tmp_path):
+    ran = script(
+        """
+        import sys, coverage, eventor
+        measured = coverage.Coverage("measured", config_file=sys.argv[1])
+        measured._warn_preimported_source = False
+        measured.start()
+        with eventor.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+            go = ev.add_event("go")
+            ev.add_assoc(go, ev.add_step("one", int))
+            ev.trigger_event(go)
+            ev()
+        """,
+        ROOT / "pyproject.toml",
+    )
+    assert ran.returncode == 0, ran.stderr
+    # Of the owner nothing was saved, nor is it told by its steps what it has executed.
+    (path,) = tmp_path.glob("measured.*")
+    data = CoverageData(str(path))
+    data.read()
+    lines = {Path(file).name: len(data.lines(file)) for file in data.measured_files()}
+    assert lines["task.py"] > 50
+    assert "eventor.py" not in lines
 
 
 @pytest.mark.slow
