@@ -15,6 +15,8 @@ import eventor
 
 # It would hide what is lost in a buffer.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# With it, each of the processes that are started here would compile eventor anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser):
