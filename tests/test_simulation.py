@@ -18,6 +18,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 
 import eventor as evr
@@ -304,8 +305,23 @@ INCIDENTS = (crash, crash, fault, stop, takeover)
 QUIET = {"logdir": "/nonexistent"}
 
 
+OPEN_ENGINE = sqlite.open_engine
+
+
+def unhurried(path):
+    """Return an engine that does not wait for the disk: whatever dies here, the disk does not."""
+    engine = OPEN_ENGINE(path)
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def settle(connection, _record):
+        connection.execute("PRAGMA synchronous = OFF")
+
+    return engine
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite, "open_engine", unhurried)
     with evr.Eventor(store=tmp_path / "flow.db", config={"logdir": tmp_path}):
         world = World(tmp_path / "flow.db")
     monkeypatch.setitem(QUIET, "logdir", tmp_path)
@@ -313,7 +329,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr("eventor.eventor._now", world.clock)
     monkeypatch.setattr("eventor.attached._now", world.clock)
     # A life opens its own connection; that it need not compile its statements again saves hours.
-    monkeypatch.setattr(sqlite, "open_engine", functools.cache(sqlite.open_engine))
+    monkeypatch.setattr(sqlite, "open_engine", functools.cache(unhurried))
     for kind, name in (
         (facade, "begin_run"),
         (facade, "begin_recovery"),
