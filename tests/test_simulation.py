@@ -303,8 +303,6 @@ def takeover(world):
 
 INCIDENTS = (crash, crash, fault, stop, takeover)
 QUIET = {"logdir": "/nonexistent"}
-
-
 OPEN_ENGINE = sqlite.open_engine
 
 
@@ -681,6 +679,7 @@ def simulate(world, flows, live_through):
 
 @pytest.mark.timeout(36_000)
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_whatever_hits_the_owner_nothing_is_lost_and_nothing_done_twice(world, request):
     def live_through(case, counter):
         live(case, world, str(next(counter)))
@@ -696,6 +695,7 @@ def test_what_may_hit_the_owner_hits_it_somewhere(world):
 
 @pytest.mark.timeout(36_000)
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_it_is_hit_at_every_point_of_its_first_life(world, request):
     def live_through(case, counter):
         for incident in dict.fromkeys(INCIDENTS):
