@@ -26,6 +26,7 @@ def untimed(log):
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}", "TIME", log)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if blocks(page, "python")],

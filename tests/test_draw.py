@@ -23,6 +23,9 @@ from eventor import (
 )
 from eventor.words import clean, shorten
 
+# What stands in SVG and in other notations; the command draws a flow on every Python.
+pytestmark = pytest.mark.once
+
 HOSTILE = [
     '"',
     "\\",

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -262,6 +263,7 @@ def play(case, flow, plan):
         changes += plan.advance(arrivals, now)
 
 
+@pytest.mark.once
 @settings(max_examples=400, deadline=None)
 @given(cases())
 def test_what_is_raised_and_run_equals_the_naive_model(case):
@@ -339,6 +341,7 @@ def check_delays(flow, changes):
             assert cause.detail in (None, "after 0.5 s", "after 3 s")
 
 
+@pytest.mark.once
 @settings(max_examples=200, deadline=None)
 @given(cases())
 def test_an_unhandled_failure_lets_nothing_start_after_it(case):
@@ -438,6 +441,7 @@ NEEDS = st.fixed_dictionaries(
 ).map(lambda needs: tuple(needs.items()))
 
 
+@pytest.mark.once
 @settings(max_examples=600, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=60))
 def test_who_is_next_equals_the_naive_rule(moves):
