@@ -81,16 +81,17 @@ CRASH = """
     ev.add_assoc(go, ev.add_step("hold", hold, triggers=triggers, recovery=recovery))
     ev.add_assoc(done, ev.add_step("last", int))
     ev.trigger_event(go, 1)
+    skips = [task.step for task in ev.preview().skips]
     done = ev()
-    print(done, [(t.step, str(t.status), f"{t.replay}", t.attempt) for t in ev.tasks()])
+    print(done, [(t.step, str(t.status), f"{t.replay}", t.attempt) for t in ev.tasks()], skips)
 """
 
 
 @pytest.mark.parametrize(
     ("policy", "held", "told"),
     [
-        ("rerun", "!!", "[('hold', 'success', 'rerun', 2), ('last', 'success', 'None', 1)]"),
-        ("skip", "!", "[('hold', 'success', 'skip', 1), ('last', 'success', 'None', 1)]"),
+        ("rerun", "!!", "[('hold', 'success', 'rerun', 2), ('last', 'success', 'None', 1)] []"),
+        ("skip", "!", "[('hold', 'success', 'skip', 1), ('last', 'success', 'None', 1)] ['hold']"),
     ],
 )
 def test_what_a_dead_owner_left_active_follows_its_policy(start, tmp_path, policy, held, told):
