@@ -5,9 +5,12 @@ That costs eight times what the step itself does, and hundreds of tests fork ste
 keeps the tracer that it has inherited, forgets what its parent has seen, and saves at its end.
 """
 
+import os
 from multiprocessing import util
 
 from coverage import Coverage
+
+BEGAN_IN = os.getpid()
 
 
 def coverage_init(_registry, _options):
@@ -16,7 +19,7 @@ def coverage_init(_registry, _options):
 
 def begin(_):
     cov = Coverage.current()
-    if cov is not None:
+    if cov is not None and os.getpid() != BEGAN_IN:  # or it was spawned, and has begun by itself
         cov._collector.data.clear()
         # The last of all that a process of multiprocessing does at its end.
         util.Finalize(None, save, (cov,), exitpriority=-100)
