@@ -7,7 +7,6 @@ of their own, and every transition is kept in one store, from which a crashed ru
 from typing import TYPE_CHECKING, Any
 
 from eventor.attached import Attached, attach
-from eventor.data import sequence
 from eventor.errors import (
     ConfigError,
     DefinitionError,
@@ -23,9 +22,10 @@ from eventor.errors import (
     UsageError,
 )
 from eventor.eventor import Eventor
-from eventor.expr import and_, or_
-from eventor.flow import Event, Step
-from eventor.inside import CurrentStep, current
+from eventor.rules.data import sequence
+from eventor.rules.expr import and_, or_
+from eventor.rules.flow import Event, Step
+from eventor.steps.inside import CurrentStep, current
 from eventor.types import (
     Attempt,
     Cause,
@@ -57,7 +57,7 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from eventor.draw import Graph
+    from eventor.look.draw import Graph
 
 __version__ = "0.1.0"
 
@@ -118,7 +118,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what few programs use when it is asked for."""
     if name == "Graph":
-        from eventor.draw import Graph  # noqa: PLC0415
+        from eventor.look.draw import Graph  # noqa: PLC0415
 
         return Graph
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

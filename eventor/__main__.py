@@ -15,7 +15,7 @@ def main() -> int:
         # Who has read enough closes the pipe, and that ends this as it ends other commands.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         _open_what_is_closed()
-        from eventor.cli import run  # noqa: PLC0415 (what it imports may be missing)
+        from eventor.cli.commands import run  # noqa: PLC0415 (what it imports may be missing)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRA:

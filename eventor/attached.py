@@ -7,20 +7,20 @@ import weakref
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventor import drift
-from eventor.config import read_run_name, read_word
 from eventor.errors import DefinitionError, RecoveryError, UsageError
-from eventor.flow import read_sequence
-from eventor.history import History
-from eventor.owner import process_of
-from eventor.store import Access, Store, locate
+from eventor.rules import drift
+from eventor.rules.config import read_run_name, read_word
+from eventor.rules.flow import read_sequence
+from eventor.storage.history import History
+from eventor.storage.owner import process_of
+from eventor.storage.store import Access, Store, locate
 from eventor.types import RaisedEvent, Run, Sequence, Task, TaskStatus
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from eventor.history import Place
+    from eventor.storage.history import Place
 
 
 def attach(store: str | os.PathLike[str], name: str = "") -> Attached:

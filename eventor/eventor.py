@@ -15,16 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eventor import check, drift, inside, live
-from eventor.config import (
-    read_config,
-    read_level,
-    read_max_loops,
-    read_progress,
-    read_run_name,
-    read_word,
-    unknown,
-)
 from eventor.errors import (
     ConfigError,
     DefinitionError,
@@ -34,18 +24,30 @@ from eventor.errors import (
     TriggerError,
     UsageError,
 )
-from eventor.flow import Event, Flow, Step, read_sequence
-from eventor.history import History
 from eventor.hooks import Announcer
-from eventor.launch import Launcher, most_at_once
-from eventor.ledger import Beginning, begin_recovery, begin_run, continue_run
 from eventor.logs import Journal, file_name
+from eventor.look import live
 from eventor.loop import Inbox, Loop
-from eventor.owner import has_ended
-from eventor.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, is_skip
 from eventor.requests import Requests
-from eventor.signals import Signals
-from eventor.store import Access, Store, locate
+from eventor.rules import check, drift
+from eventor.rules.config import (
+    read_config,
+    read_level,
+    read_max_loops,
+    read_progress,
+    read_run_name,
+    read_word,
+    unknown,
+)
+from eventor.rules.flow import Event, Flow, Step, read_sequence
+from eventor.rules.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, is_skip
+from eventor.steps import inside
+from eventor.steps.launch import Launcher, most_at_once
+from eventor.steps.signals import Signals
+from eventor.storage.history import History
+from eventor.storage.ledger import Beginning, begin_recovery, begin_run, continue_run
+from eventor.storage.owner import has_ended
+from eventor.storage.store import Access, Store, locate
 from eventor.types import (
     Cause,
     CauseKind,
@@ -73,10 +75,10 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Self
 
-    from eventor.draw import Graph
-    from eventor.expr import ExprLike
-    from eventor.ledger import Ledger
-    from eventor.live import View
+    from eventor.look.draw import Graph
+    from eventor.look.live import View
+    from eventor.rules.expr import ExprLike
+    from eventor.storage.ledger import Ledger
 
 
 _KEEPER_SECONDS = 10.0
@@ -530,7 +532,7 @@ class Eventor:
             StoreError: the store cannot be read.
             UsageError: this Eventor is closed, or was made by another process.
         """
-        from eventor.draw import Graph  # noqa: PLC0415 (few programs draw, and all would load it)
+        from eventor.look.draw import Graph  # noqa: PLC0415 (few programs draw, and all would load it)
 
         self._check_usable()
         self._record_triggers()

@@ -10,7 +10,7 @@ import logging
 import traceback
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventor.plan import (
+from eventor.rules.plan import (
     EventRaised,
     TaskActive,
     TaskEnded,
@@ -21,16 +21,16 @@ from eventor.plan import (
     TaskSkipped,
     is_skip,
 )
-from eventor.task import describe
+from eventor.steps.task import describe
 from eventor.types import TaskStatus, Transition, TransitionKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from eventor.config import Hook
     from eventor.logs import Journal
-    from eventor.plan import Change, TaskLaunched
+    from eventor.rules.config import Hook
+    from eventor.rules.plan import Change, TaskLaunched
     from eventor.types import Outcome
 
 _ENDS = {

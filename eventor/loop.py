@@ -20,21 +20,21 @@ from collections import deque
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from eventor.data import lacking
-from eventor.plan import NEVER, TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
 from eventor.requests import Requests
-from eventor.task import describe
+from eventor.rules.data import lacking
+from eventor.rules.plan import NEVER, TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
+from eventor.steps.task import describe
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from eventor.flow import Flow
     from eventor.hooks import Announcer
-    from eventor.launch import Launcher
-    from eventor.ledger import Ledger
     from eventor.logs import Journal
-    from eventor.plan import Change, Plan
+    from eventor.rules.flow import Flow
+    from eventor.rules.plan import Change, Plan
+    from eventor.steps.launch import Launcher
+    from eventor.storage.ledger import Ledger
 
 _LONGEST_WAIT = 1.0
 """Seconds; processes are looked at this often, should a descendant hold their sentinel open."""

@@ -9,19 +9,19 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from eventor.config import unknown
-from eventor.plan import NEVER, EventRaised
-from eventor.rows import Answer
+from eventor.rules.config import unknown
+from eventor.rules.plan import NEVER, EventRaised
+from eventor.storage.rows import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from datetime import datetime
 
-    from eventor.flow import Flow
-    from eventor.ledger import Ledger
     from eventor.logs import Journal
-    from eventor.plan import Change, Trigger
-    from eventor.rows import Request
+    from eventor.rules.flow import Flow
+    from eventor.rules.plan import Change, Trigger
+    from eventor.storage.ledger import Ledger
+    from eventor.storage.rows import Request
 
 
 class Requests:

@@ -13,8 +13,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import eventor as evr
-from eventor import owner
 from eventor.requests import Requests
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 from tests.test_store import UNDO
 

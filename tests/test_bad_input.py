@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import eventor as evr
-from eventor.config import ELSEWHERE, StepConfig
+from eventor.rules.config import ELSEWHERE, StepConfig
 
 
 @pytest.fixture
@@ -321,7 +321,8 @@ def test_an_unwritable_place(tmp_path, monkeypatch):
 
 def test_a_store_that_cannot_be_made_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "eventor.schema.metadata.create_all", lambda _: (_ for _ in ()).throw(OSError("disk full"))
+        "eventor.storage.schema.metadata.create_all",
+        lambda _: (_ for _ in ()).throw(OSError("disk full")),
     )
     with pytest.raises(evr.StoreError, match=r"x.db cannot be opened: disk full"):
         evr.Eventor(store=tmp_path / "x.db")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventor as evr
-from eventor.check import findings
-from eventor.config import Config
-from eventor.flow import Flow, Step
+from eventor.rules.check import findings
+from eventor.rules.config import Config
+from eventor.rules.flow import Flow, Step
 from eventor.types import FindingKind
 from tests.conftest import wait_until
 from tests.test_rules import TRANSITIONS, Case, build, cases, expressions, model

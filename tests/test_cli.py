@@ -20,8 +20,9 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import eventor as evr
-from eventor import cli, show
-from eventor.named import sequences_of, split
+from eventor.cli import commands as cli
+from eventor.cli import show
+from eventor.cli.named import sequences_of, split
 from tests.conftest import sql, wait_until
 
 PROGRAM = """
@@ -528,7 +529,7 @@ def test_prune_says_so_where_space_cannot_be_given_back(simple, run, tmp_path, m
         raise OSError("No space left on device")
 
     simple(1)
-    monkeypatch.setattr("eventor.sqlite.shrink", full)
+    monkeypatch.setattr("eventor.storage.sqlite.shrink", full)
     code, printed, said = run("prune", "flow.db", "--keep", "0")
     assert (code, printed.splitlines()[-1]) == (0, "1 run deleted")
     assert "the runs are deleted, and their space is left in the store: " in said
@@ -833,7 +834,7 @@ def test_ctrl_c_ends_it_with_130(run, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eventor.command.Store", interrupted)
+    monkeypatch.setattr("eventor.cli.command.Store", interrupted)
     code, printed, said = run("runs", "flow.db")
     assert (code, printed, said.strip()) == (130, "", "")
 
@@ -852,7 +853,9 @@ def test_without_the_extra_it_says_what_to_install(missing, tmp_path):
 
 
 def test_to_import_eventor_does_not_import_what_the_command_needs(tmp_path):
-    code = "import sys, eventor; print({'click', 'rich', 'eventor.cli'} & set(sys.modules))"
+    code = (
+        "import sys, eventor; print({'click', 'rich', 'eventor.cli.commands'} & set(sys.modules))"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "set()\n"
 

@@ -208,7 +208,7 @@ def test_what_follows_from_an_event_waits_until_it_is_defined(make):
 
 
 def test_of_two_that_begin_at_once_one_has_the_run(make, monkeypatch):
-    from eventor import ledger
+    from eventor.storage import ledger
 
     others = []
     latest_run = ledger.latest_run
@@ -220,7 +220,7 @@ def test_of_two_that_begin_at_once_one_has_the_run(make, monkeypatch):
                 make(run_mode="continue")
         return latest_run(name)
 
-    monkeypatch.setattr("eventor.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("eventor.storage.sqlite.BUSY_SECONDS", 0.1)
     monkeypatch.setattr(ledger, "latest_run", meanwhile)
     ev = make(run_mode="continue")
     assert (others, ev.run_id) == ([""], 1)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import event
 
-from eventor import sqlite
-from eventor.plan import TaskEnded
+from eventor.rules.plan import TaskEnded
+from eventor.storage import sqlite
 from eventor.types import Outcome, TaskStatus
 
 WRITES = ("INSERT", "UPDATE", "DELETE")

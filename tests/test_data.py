@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eventor as evr
-from eventor.data import placeholders, resolve
+from eventor.rules.data import placeholders, resolve
 from tests.conftest import sql
 from tests.test_cost import counting
 

@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventor import (
-    Counts,
-    DefinitionError,
-    DrawError,
-    Graph,
-    TaskCounts,
-    UsageError,
-    or_,
-    picture,
-)
+from eventor import Counts, DefinitionError, DrawError, Graph, TaskCounts, UsageError, or_
+from eventor.look import picture
 from eventor.words import clean, shorten
 
 # What stands in SVG and in other notations; the command draws a flow on every Python.
@@ -374,7 +366,7 @@ def test_a_png_has_the_size_of_its_scale(monkeypatch):
 
     (width, height), double = size(graph.png(1)), size(graph.png())
     assert double == pytest.approx((2 * width, 2 * height), abs=2)
-    monkeypatch.setattr("eventor.draw._MOST_PIXELS", width * height)
+    monkeypatch.setattr("eventor.look.draw._MOST_PIXELS", width * height)
     with pytest.warns(UserWarning, match="too large: it is drawn with scale=1"):
         assert size(graph.png(3)) == pytest.approx((width, height), abs=2)
 
@@ -502,9 +494,9 @@ def test_a_notebook_shows_text_where_nothing_can_draw(orders):
 def test_the_import_of_eventor_does_not_load_what_draws(script):
     ran = script("""
         import sys, eventor
-        assert not {"eventor.draw", "eventor.picture"} & set(sys.modules)
+        assert not {"eventor.look.draw", "eventor.look.picture"} & set(sys.modules)
         eventor.Graph
-        assert "eventor.draw" in sys.modules
+        assert "eventor.look.draw" in sys.modules
         eventor.Grahp
     """)
     assert "has no attribute 'Grahp'" in ran.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eventor.files import write_file
+from eventor.look.files import write_file
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 
 import eventor as evr
 from eventor import TransitionKind as Kind
-from eventor.ledger import Ledger
-from eventor.plan import TaskEnded
+from eventor.rules.plan import TaskEnded
+from eventor.storage.ledger import Ledger
 from eventor.types import Outcome, TaskStatus, failure
 from tests.conftest import sql, statuses
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor.plan import EventRaised, TaskEnded
+from eventor.rules.plan import EventRaised, TaskEnded
 from tests.conftest import sql, statuses, wait_until
 from tests.test_data import CONSTRUCTS, each_construct
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor.config import Config
+from eventor.rules.config import Config
 from tests.conftest import sql, statuses, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

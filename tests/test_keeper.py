@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor import owner, task
-from eventor.keeper import Groups
+from eventor.steps import task
+from eventor.steps.keeper import Groups
+from eventor.storage import owner
 from tests.conftest import sql, wait_until
 
 PROGRAM = """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from eventor import owner
+from eventor.storage import owner
 from tests.conftest import sql, wait_until
 
 FLOWS = 3

@@ -15,9 +15,9 @@ import types
 import pytest
 
 import eventor as evr
-from eventor.config import Config
-from eventor.flow import Flow
-from eventor.plan import Plan, TaskActive, TaskEnded, Trigger
+from eventor.rules.config import Config
+from eventor.rules.flow import Flow
+from eventor.rules.plan import Plan, TaskActive, TaskEnded, Trigger
 from eventor.types import Cause, CauseKind, Outcome
 from tests.conftest import statuses
 from tests.test_rules import NOW
@@ -170,7 +170,7 @@ def test_a_step_is_described_as_its_function(make):
 def test_the_class_of_steps_is_described_as_itself(make):
     step = make().add_step("s", copy.copy)
     assert evr.Step.__doc__.startswith("A step, as `Eventor.add_step` returns it")
-    assert (evr.Step.__module__, evr.Step.__qualname__) == ("eventor.flow", "Step")
+    assert (evr.Step.__module__, evr.Step.__qualname__) == ("eventor.rules.flow", "Step")
     assert pickle.loads(pickle.dumps(evr.Step)) is evr.Step
     for copied in (copy.copy(step), copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
         assert (copied.__name__, copied.func, copied.name) == ("copy", copy.copy, "s")

@@ -84,7 +84,7 @@ FLOW = """
 """
 
 DRAWN = """
-    from eventor.cell import Cell
+    from eventor.look.cell import Cell
     draw = Cell.draw
 
     def drawn(*arguments):
@@ -128,7 +128,7 @@ def test_a_notebook_shows_how_far_it_is_in_one_place(kernel, asked):
 
 def test_a_notebook_shows_the_summary_alone_of_what_ends_soon_and_nothing_if_told(kernel):
     kernel(FLOW)
-    sent = kernel("from eventor import live; live._SECONDS_BEFORE = 1e9; flow(int)")
+    sent = kernel("from eventor.look import live; live._SECONDS_BEFORE = 1e9; flow(int)")
     kernel("live._SECONDS_BEFORE = 0.2")
     (one,) = outputs(sent, "display_data", "update_display_data")
     assert re.fullmatch(SUMMARY, one["data"]["text/plain"])[1] == "4 succeeded"

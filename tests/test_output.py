@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventor as evr
-from eventor import launch, output
-from eventor.task import Captured
+from eventor.steps import launch, output
+from eventor.steps.task import Captured
 from tests.conftest import sql, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process

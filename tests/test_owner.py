@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import eventor as evr
-from eventor import owner
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -259,7 +259,7 @@ def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, tmp_pa
         raise evr.StoreError("cannot be read")
 
     with monkeypatch.context() as patched:
-        patched.setattr("eventor.ledger.Ledger.left", refuse)
+        patched.setattr("eventor.storage.ledger.Ledger.left", refuse)
         with pytest.raises(evr.StoreError):
             make(run_mode=evr.RunMode.recover)
     assert make(run_mode=evr.RunMode.recover).recovery == 2
@@ -320,7 +320,7 @@ def test_a_run_whose_eventor_was_never_made_whole_is_free(make, tmp_path, monkey
     make().close()
     for arguments in ({}, {"run_mode": "recover"}):
         with monkeypatch.context() as patched:
-            patched.setattr("eventor.ledger.Ledger.__init__", interrupt)
+            patched.setattr("eventor.storage.ledger.Ledger.__init__", interrupt)
             with contextlib.suppress(KeyboardInterrupt):
                 make(**arguments)
         make(run_mode=evr.RunMode.recover).close()

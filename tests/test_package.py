@@ -14,84 +14,99 @@ import eventor
 
 ROOT = Path(__file__).parent.parent
 
+PACKAGES = ["rules", "storage", "steps", "look", "cli"]
+
 FLOORS = [
     "errors",
     "types",
     "words",
-    "queue",
-    "config",
-    "expr",
-    "data",
-    "flow",
-    "plan",
-    "check",
-    "drift",
-    "why",
-    "diagram",
-    "files",
-    "picture",
-    "draw",
-    "owner",
-    "schema",
-    "rows",
-    "sqlite",
-    "store",
-    "history",
-    "timeline",
-    "excerpt",
-    "chart",
-    "report",
-    "prune",
-    "batch",
-    "ledger",
-    "fork",
-    "signals",
-    "keeper",
-    "inside",
-    "display",
-    "output",
-    "task",
-    "worker",
-    "zygote",
-    "launch",
+    "rules.queue",
+    "rules.config",
+    "rules.expr",
+    "rules.data",
+    "rules.flow",
+    "rules.plan",
+    "rules.check",
+    "rules.drift",
+    "rules.why",
+    "storage.owner",
+    "storage.schema",
+    "storage.rows",
+    "storage.sqlite",
+    "storage.store",
+    "storage.history",
+    "storage.prune",
+    "storage.batch",
+    "storage.ledger",
+    "steps.fork",
+    "steps.signals",
+    "steps.keeper",
+    "steps.inside",
+    "steps.display",
+    "steps.output",
+    "steps.task",
+    "steps.worker",
+    "steps.zygote",
+    "steps.launch",
+    "look.diagram",
+    "look.files",
+    "look.picture",
+    "look.draw",
+    "look.timeline",
+    "look.excerpt",
+    "look.chart",
+    "look.report",
+    "look.progress",
+    "look.bars",
+    "look.cell",
+    "look.live",
     "logs",
     "requests",
     "hooks",
-    "progress",
-    "bars",
-    "cell",
-    "live",
     "loop",
     "eventor",
     "attached",
-    "rehearse",
-    "named",
-    "plain",
-    "export",
-    "show",
-    "watch",
-    "command",
-    "cli",
     "telemetry",
     "__init__",
+    "cli.rehearse",
+    "cli.named",
+    "cli.plain",
+    "cli.export",
+    "cli.show",
+    "cli.watch",
+    "cli.command",
+    "cli.commands",
     "__main__",
 ]
 
 
+def file_of(module):
+    return ROOT / "eventor" / f"{module.replace('.', '/')}.py"
+
+
 def test_a_module_imports_only_from_floors_below_it():
-    modules = {path.stem for path in (ROOT / "eventor").glob("*.py")}
-    assert modules == set(FLOORS)
+    files = {path for path in (ROOT / "eventor").rglob("*.py") if path.name != "__init__.py"}
+    assert files | {file_of("__init__")} == {file_of(module) for module in FLOORS}
     for height, module in enumerate(FLOORS):
-        tree = ast.parse((ROOT / f"eventor/{module}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eventor"):
-                names = node.module.split(".")[1:] or [alias.name for alias in node.names]
-                assert all(FLOORS.index(name) < height for name in names), (module, names)
+        for node in ast.walk(ast.parse(file_of(module).read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module.startswith("eventor"):
+                continue
+            place = node.module.removeprefix("eventor").lstrip(".")
+            inside = place in {"", *PACKAGES} and not (module.startswith("cli.") and place == "")
+            names = [".".join(filter(None, (place, one.name))) for one in node.names]
+            for name in names if inside else [place or "__init__"]:
+                assert FLOORS.index(name) < height, (module, name)
 
 
-@pytest.mark.parametrize("module", FLOORS[: FLOORS.index("diagram") + 1])
+def test_a_package_has_a_word_of_its_own_and_nothing_else():
+    for wing in PACKAGES:
+        (said,) = ast.parse((ROOT / "eventor" / wing / "__init__.py").read_text()).body
+        assert isinstance(said.value.value, str)
+
+
+@pytest.mark.parametrize("module", [one for one in FLOORS if one.startswith("rules.")])
 def test_the_rules_know_no_database_and_start_no_process(module):
-    source = (ROOT / f"eventor/{module}.py").read_text()
+    source = file_of(module).read_text()
     assert "sqlalchemy" not in source.replace("SQLAlchemy", "")
     assert ".start(" not in source
 
@@ -140,7 +155,7 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     (wheel,) = tmp_path.glob(f"eventor-{eventor.__version__}-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "eventor/py.typed" in names
-    assert {f"eventor/page/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
+    assert {f"eventor/look/page/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert not [name for name in names if not name.startswith("eventor")]
     (sdist,) = tmp_path.glob(f"eventor-{eventor.__version__}.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -23,9 +23,9 @@ from rich.cells import cell_len
 
 import eventor as evr
 from eventor import TransitionKind as Kind
-from eventor import live
-from eventor.bars import ASCII, COLOURED, UNCOLOURED, picture, shares
-from eventor.progress import Progress
+from eventor.look import live
+from eventor.look.bars import ASCII, COLOURED, UNCOLOURED, picture, shares
+from eventor.look.progress import Progress
 from tests.conftest import take_signals
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -640,7 +640,7 @@ def test_where_there_is_no_terminal_only_the_summary_is_shown_and_if_asked_for(s
 
 
 def test_without_rich_it_says_what_to_install(make, monkeypatch):
-    monkeypatch.setattr("eventor.live.installed", lambda: False)
+    monkeypatch.setattr("eventor.look.live.installed", lambda: False)
     with pytest.raises(evr.ConfigError, match=r"pip install 'eventor\[cli\]'"):
         make().run(progress=True)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import eventor as evr
-from eventor import schema
-from eventor.prune import give_back, prune, to_prune
-from eventor.store import Access, Store, locate
+from eventor.storage import schema
+from eventor.storage.prune import give_back, prune, to_prune
+from eventor.storage.store import Access, Store, locate
 from tests.conftest import sql, wait_until
 
 FORK = multiprocessing.get_context("fork")
@@ -161,7 +161,7 @@ def test_a_run_that_has_changed_since_it_was_chosen_stays(make, tmp_path, monkey
             ev.close()
         return chosen
 
-    monkeypatch.setattr("eventor.prune.to_prune", meanwhile)
+    monkeypatch.setattr("eventor.storage.prune.to_prune", meanwhile)
     with opened(path) as store:
         assert prune(store, keep=0) == []
     assert rows(path)["eventor_run"] == (0 if then == "pruned" else 1)
@@ -190,7 +190,7 @@ def test_what_cannot_be_deleted_is_all_still_there(make, tmp_path):
 
 def test_space_that_cannot_be_given_back_is_told_of(make, tmp_path, monkeypatch):
     make().close()
-    monkeypatch.setattr("eventor.sqlite.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("eventor.storage.sqlite.BUSY_SECONDS", 0.01)
     with opened(tmp_path / "flow.db") as store:
         with contextlib.closing(sqlite3.connect(tmp_path / "flow.db")) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import eventor as evr
-from eventor import launch
+from eventor.steps import launch
 from tests.conftest import sql, statuses, wait_until
 
 
@@ -564,7 +564,9 @@ def test_what_was_triggered_is_recovered_if_no_process_could_be_started(make, mo
     ev, go = build()
     ev.trigger_event(go)
     with monkeypatch.context() as patched:
-        patched.setattr("os.fork" if how == "fork" else "eventor.launch.warn_of_threads", refuse)
+        patched.setattr(
+            "os.fork" if how == "fork" else "eventor.steps.launch.warn_of_threads", refuse
+        )
         error = evr.LaunchError if how == "fork" else RuntimeWarning
         with pytest.raises(error, match=r"no more processes|threads"):
             ev()

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 import eventor as evr
-from eventor.rehearse import rehearse
+from eventor.cli.rehearse import rehearse
 
 
 @pytest.fixture

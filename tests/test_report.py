@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eventor as evr
-from eventor import excerpt
-from eventor import report as module
-from eventor.excerpt import fitting
-from eventor.history import History
-from eventor.report import page, report
-from eventor.store import Access, Store, locate
+from eventor.look import excerpt
+from eventor.look import report as module
+from eventor.look.excerpt import fitting
+from eventor.look.report import page, report
+from eventor.storage.history import History
+from eventor.storage.store import Access, Store, locate
 from eventor.types import StepReplay, TaskCounts
 from eventor.words import visible
 from tests.conftest import sql
@@ -438,7 +438,7 @@ def test_without_jinja_it_is_said_what_to_install(monkeypatch):
 
 
 def test_jinja_is_loaded_by_a_report_alone(script):
-    ran = script("import sys, eventor, eventor.report; assert 'jinja2' not in sys.modules")
+    ran = script("import sys, eventor, eventor.look.report; assert 'jinja2' not in sys.modules")
     assert ran.returncode == 0, ran.stderr
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eventor.config import LONGEST_DELAY, Config, StepConfig
-from eventor.expr import And, Atom, Gate, Or, and_, or_, postfix, text
-from eventor.flow import Event, Flow
-from eventor.plan import (
+from eventor.rules.config import LONGEST_DELAY, Config, StepConfig
+from eventor.rules.expr import And, Atom, Gate, Or, and_, or_, postfix, text
+from eventor.rules.flow import Event, Flow
+from eventor.rules.plan import (
     Delayed,
     EventRaised,
     Left,
@@ -27,7 +27,7 @@ from eventor.plan import (
     Trigger,
     seconds_to_retry,
 )
-from eventor.queue import Queue
+from eventor.rules.queue import Queue
 from eventor.types import Cause, CauseKind, Outcome, StepReplay, TaskStatus, failure
 
 CALL = Cause(CauseKind.call)

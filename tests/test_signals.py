@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor import owner
-from eventor.signals import Signals
+from eventor.steps.signals import Signals
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
 FORK = multiprocessing.get_context("fork").Process
@@ -25,7 +25,7 @@ PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
 import eventor as evr
-from eventor import launch
+from eventor.steps import launch
 
 def first():
     Path("reached").write_text(str(os.getpid()))
@@ -384,7 +384,7 @@ CUT = """
 import os, signal, sys, time
 from pathlib import Path
 import eventor as evr
-from eventor import launch
+from eventor.steps import launch
 
 def mild():
     child = os.fork()

@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 
 import eventor as evr
 from eventor import eventor as facade
-from eventor import owner, sqlite, store
 from eventor.attached import Attached
-from eventor.ledger import Ledger
-from eventor.plan import TaskEnded
-from eventor.rows import Answer
+from eventor.rules.plan import TaskEnded
+from eventor.storage import owner, sqlite, store
+from eventor.storage.ledger import Ledger
+from eventor.storage.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 

@@ -18,7 +18,7 @@ import time
 import pytest
 
 import eventor as evr
-from eventor import owner
+from eventor.storage import owner
 from tests.conftest import statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -438,7 +438,7 @@ def test_no_outcome_is_lost_on_a_busy_machine(make):
 
 def test_an_outcome_sent_just_before_the_process_is_seen_dead_is_read(make, monkeypatch):
     """The race, made certain: the pipe is looked at only once the process has ended."""
-    from eventor.launch import Worker
+    from eventor.steps.launch import Worker
 
     heard = Worker.hear
 
@@ -457,7 +457,7 @@ def test_an_outcome_sent_just_before_the_process_is_seen_dead_is_read(make, monk
 
 def test_a_step_that_ends_wakes_the_loop(make, monkeypatch):
     """With waits that never end by themselves, the flow would stand still if it did not."""
-    from eventor import launch
+    from eventor.steps import launch
 
     wait = launch.Launcher.wait
     monkeypatch.setattr(launch.Launcher, "wait", lambda self, bell, _: wait(self, bell, None))
@@ -553,7 +553,7 @@ def test_what_breaks_the_ending_takes_no_step_the_time_to_end(make, monkeypatch,
 def test_a_process_that_lingers_does_not_outlast_its_grace_beside_others(
     make, monkeypatch, tmp_path, debug_log
 ):
-    monkeypatch.setattr("eventor.worker.GRACE_SECONDS", 0.2)
+    monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.2)
     lingers = tmp_path / "lingers"
 
     def first():
@@ -577,11 +577,11 @@ def test_a_process_that_lingers_does_not_outlast_its_grace_beside_others(
 
 
 def test_a_step_that_closes_all_it_holds_does_not_keep_the_loop_busy(run_one, monkeypatch):
-    from eventor.launch import Launcher
+    from eventor.steps.launch import Launcher
 
     looks = []
     collect = Launcher.collect
-    monkeypatch.setattr("eventor.worker._CLOSING_SECONDS", 0.0)
+    monkeypatch.setattr("eventor.steps.worker._CLOSING_SECONDS", 0.0)
     monkeypatch.setattr(Launcher, "collect", lambda self: looks.append(1) or collect(self))
     reading, writing = os.pipe()
 
@@ -599,7 +599,7 @@ def test_a_step_that_closes_all_it_holds_does_not_keep_the_loop_busy(run_one, mo
 
 
 def test_a_result_above_what_a_store_keeps_is_kept_as_its_repr(run_one, monkeypatch, debug_log):
-    monkeypatch.setattr("eventor.task.LARGEST_PICKLE", 1000)
+    monkeypatch.setattr("eventor.steps.task.LARGEST_PICKLE", 1000)
     assert run_one(lambda: "x" * 900).result == "x" * 900
     assert run_one(lambda: "x" * 1001).result == repr("x" * 1001)
     assert "are more than the 1,000 of a store" in debug_log()

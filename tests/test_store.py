@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event
 
 import eventor as evr
-from eventor import sqlite
+from eventor.storage import sqlite
 from tests.conftest import sql, statuses
 from tests.test_cost import counting
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventor.timeline import concurrency, distance, lanes
+from eventor.look.timeline import concurrency, distance, lanes
 
 SPANS = st.lists(
     st.tuples(st.integers(0, 30), st.integers(1, 10)).map(lambda span: (span[0], sum(span))),

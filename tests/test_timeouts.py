@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor import owner
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -46,7 +46,7 @@ def line(make):
 
 @pytest.fixture
 def short_grace(monkeypatch):
-    monkeypatch.setattr("eventor.worker.GRACE_SECONDS", 0.4)
+    monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.4)
 
 
 def is_gone(pid):

@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 import eventor as evr
-from eventor import cli
-from eventor.history import History
-from eventor.store import Access, Store, locate
-from eventor.watch import Watched, watch
+from eventor.cli import commands as cli
+from eventor.cli.watch import Watched, watch
+from eventor.storage.history import History
+from eventor.storage.store import Access, Store, locate
 from tests.conftest import sql
 
 
@@ -108,15 +108,15 @@ def test_another_run_of_that_number_is_not_taken_for_the_same(
     copied, look, monkeypatch, statement, told
 ):
     history = look(store := copied())
-    monkeypatch.setattr("eventor.watch.time.sleep", lambda _seconds: sql(store, statement))
+    monkeypatch.setattr("eventor.cli.watch.time.sleep", lambda _seconds: sql(store, statement))
     with pytest.raises(evr.StoreError, match=rf"the store .*copy\.db has {told}"):
         watch(history, (1, 0), io.StringIO())
 
 
 def test_the_command_ends_when_the_store_is_gone(copied, monkeypatch, capsys, tmp_path):
     store = copied()
-    monkeypatch.setattr("eventor.watch.time.sleep", lambda _seconds: store.unlink())
-    assert cli.main(["watch", str(store)]) == 2
+    monkeypatch.setattr("eventor.cli.watch.time.sleep", lambda _seconds: store.unlink())
+    assert cli.run(["watch", str(store)]) == 2
     assert re.fullmatch(r"eventor: the store .* cannot read .*\n", capsys.readouterr().err)
     assert not store.exists()
 

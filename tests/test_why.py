@@ -6,8 +6,8 @@ import os
 import pytest
 
 import eventor as evr
-from eventor.history import History
-from eventor.store import Access, Store, locate
+from eventor.storage.history import History
+from eventor.storage.store import Access, Store, locate
 from tests.conftest import sql
 
 

@@ -13,7 +13,8 @@ import time
 import pytest
 
 import eventor as evr
-from eventor import owner, zygote
+from eventor.steps import zygote
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 from tests.test_steps import pipes
 
@@ -387,7 +388,7 @@ def test_where_nothing_can_be_forked_ahead_the_owner_forks(make, monkeypatch):
     def refuse(*_):
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr("eventor.launch.Launcher._begin_in_zygote", refuse)
+    monkeypatch.setattr("eventor.steps.launch.Launcher._begin_in_zygote", refuse)
     ev = make()
     line(ev, *[os.getppid] * 4)
     assert ev() is True
@@ -399,7 +400,7 @@ def test_what_is_killed_ahead_is_not_forked_again_and_again(make, monkeypatch):
     asked = []
     ask = zygote.Zygote.ask
     monkeypatch.setattr(zygote.Zygote, "ask", lambda self, n: asked.append(n) or ask(self, n))
-    monkeypatch.setattr("eventor.task.Channel.receive", lambda _: os._exit(1))
+    monkeypatch.setattr("eventor.steps.task.Channel.receive", lambda _: os._exit(1))
     ev = make()
     line(ev, lambda: time.sleep(0.5), *[os.getppid] * 3)
     assert ev() is True
@@ -462,8 +463,8 @@ def test_a_program_may_be_odd(script, odd, most):
 
 
 def test_a_zygote_that_was_stopped_holds_nothing_up_for_ever(make, monkeypatch):
-    monkeypatch.setattr("eventor.worker.GRACE_SECONDS", 0.3)
-    monkeypatch.setattr("eventor.zygote._BIRTH_SECONDS", 0.1)
+    monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("eventor.steps.zygote._BIRTH_SECONDS", 0.1)
     program = os.getpid()
 
     def stop():

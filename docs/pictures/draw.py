@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 from eventor import Transition, TransitionKind
-from eventor.bars import COLOURED, picture
-from eventor.progress import Progress
+from eventor.look.bars import COLOURED, picture
+from eventor.look.progress import Progress
 
 PICTURES = Path(__file__).resolve().parent
 SAMPLE = re.compile(r"^\.\. code:: python\n\n((?: {4}.*\n|\n)+)", re.MULTILINE)

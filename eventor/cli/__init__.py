@@ -1,0 +1,1 @@
+"""The command `eventor`, which needs the extra `cli`."""

@@ -1,0 +1,1 @@
+"""What runs the steps: the processes, what goes in and out of them, and how they end."""
