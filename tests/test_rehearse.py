@@ -89,8 +89,23 @@ def test_a_script_that_never_calls_shows_what_it_made_last(written):
             threading.Thread(target=threading.Event().wait).start()
             ev()
         """,
+        """
+            import multiprocessing
+            process = multiprocessing.get_context("fork").Process(target=ev)
+            process.start()
+            process.join()
+        """,
+        """
+            from eventor.eventor import Eventor
+            class Mine(Eventor):
+                def __init__(self, name):
+                    super().__init__(name)
+            with Mine("mine") as own:
+                own.add_step("a", int)
+                own()
+        """,
     ],
-    ids=["in a thread", "all is caught", "a thread stays"],
+    ids=["in a thread", "all is caught", "a thread stays", "a fork", "under another name"],
 )
 def test_the_first_call_is_the_end_whatever_a_script_does_about_it(written, rest):
     path = written(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import logging
 import os
 import runpy
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import eventor
 from eventor.errors import UsageError
 from eventor.eventor import Eventor
+from eventor.steps.signals import name_of
 from eventor.types import RunMode
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def perform(logdir: str, told: str, script: str, *arguments: str) -> None:
     atexit.register(stage.end)  # called when the threads have ended, of which one may call ev()
     sys.argv[:] = [script, *arguments]
     sys.path.insert(0, str(Path(script).resolve().parent))
-    eventor.Eventor = stage.kind()  # type: ignore[misc]
+    stage.take_the_place_of(Eventor)
     try:
         runpy.run_path(script, run_name="__main__")
     except KeyboardInterrupt:
@@ -125,39 +125,34 @@ class _Stage:
         self._made: list[Eventor] = []
         self._last: dict[str, Any] = {"error": "has made no Eventor"}
 
-    def kind(stage) -> type[Eventor]:  # noqa: N805 (`self` is the Eventor below)
-        """Return the class that stands in the place of Eventor."""
+    def take_the_place_of(self, kind: type[Eventor]) -> None:
+        """Change a class, under whatever name a script has it, and with it all that derive."""
+        begin, close, stage = kind.__init__, kind.close, self
 
-        class Rehearsed(Eventor):
-            def __init__(
-                self,
-                name: str = "",
-                store: str | os.PathLike[str] = "",  # noqa: ARG002 (the signature is Eventor's)
-                run_mode: RunMode = RunMode.restart,  # noqa: ARG002
-                recovery_run: int | None = None,  # noqa: ARG002
-                logging_level: int = logging.INFO,  # noqa: ARG002
-                config: Mapping[str, Any] = {},
-            ) -> None:
-                if isinstance(config, Mapping):
-                    config = {**config, "logdir": stage._logdir}
-                super().__init__(
-                    name or stage._name, ":memory:", logging_level=_SILENT, config=config
-                )
-                stage._made.append(self)
+        def __init__(  # noqa: N807 (it takes that place)
+            self: Eventor,
+            name: str = "",
+            store: str | os.PathLike[str] = "",  # noqa: ARG001 (the signature is Eventor's)
+            run_mode: RunMode = RunMode.restart,  # noqa: ARG001
+            recovery_run: int | None = None,  # noqa: ARG001
+            logging_level: int = logging.INFO,  # noqa: ARG001
+            config: Mapping[str, Any] = {},
+        ) -> None:
+            if isinstance(config, Mapping):
+                config = {**config, "logdir": stage._logdir}
+            begin(self, name or stage._name, ":memory:", logging_level=_SILENT, config=config)
+            stage._made.append(self)
 
-            def run(self, *_arguments: Any, **_options: Any) -> NoReturn:
-                stage.tell(self._rehearsed())
+        def run(self: Eventor, *_arguments: Any, **_options: Any) -> NoReturn:
+            stage.tell(_flow_of(self))
 
-            def close(self) -> None:
-                if self._release.alive:
-                    stage._last = self._rehearsed()
-                super().close()
+        def close_after_a_look(self: Eventor) -> None:
+            if self._release.alive:
+                stage._last = _flow_of(self)
+            close(self)
 
-            def _rehearsed(self) -> dict[str, Any]:
-                definition = {kind: list(all_) for kind, all_ in self._flow.definition().items()}
-                return {"definition": definition, "name": self._stem}
-
-        return Rehearsed
+        for name, function in (("__init__", __init__), ("run", run), ("close", close_after_a_look)):
+            setattr(kind, name, functools.wraps(getattr(kind, name))(function))
 
     def tell(self, found: Mapping[str, Any]) -> NoReturn:
         """Tell what was found, and end the process; no `except` of the script is to keep that."""
@@ -171,9 +166,16 @@ class _Stage:
 
     def end(self) -> NoReturn:
         """Tell what the script has made last: it has ended without a call of `ev()`."""
+        if self._told.exists():  # a process that it has forked has called it
+            os._exit(0)
         for ev in self._made:
             ev.close()
         self.tell(self._last)
+
+
+def _flow_of(ev: Eventor) -> dict[str, Any]:
+    flow = {kind: list(all_) for kind, all_ in ev._flow.definition().items()}  # noqa: SLF001
+    return {"definition": flow, "name": ev._stem}  # noqa: SLF001 (only the class is not its own)
 
 
 def _raised(error: BaseException, script: str) -> str:
@@ -188,4 +190,4 @@ def _raised(error: BaseException, script: str) -> str:
 
 
 def _end(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return f"exit code {code}" if code >= 0 else name_of(-code)

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 TAKEN = (signal.SIGINT, signal.SIGTERM)
 
 
+def name_of(number: int) -> str:
+    """Return the name of a signal; those for programs of their own have a number alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Signals:
     """Takes the signals within a `with` block; at its end they have the effect they had before.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventor.rules.config import is_process
 from eventor.steps import task
+from eventor.steps.signals import name_of
 from eventor.types import Outcome, failure, timed_out
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Worker:
             return failure("what came through its pipe was not sent by eventor")
         code = getattr(self._process, "exitcode", None)
         if code is not None and code < 0:
-            return failure(f"killed by {_signal_name(-code)}")
+            return failure(f"killed by {name_of(-code)}")
         if not self.is_process:
             told = "its thread ended"
         elif code is None:
@@ -233,10 +234,3 @@ class Worker:
         except OSError as error:
             return isinstance(error, ProcessLookupError)
         return False
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
