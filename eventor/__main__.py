@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 _EXTRA = ("click", "rich")
-_USAGE, _INTERRUPTED = 2, 130
+_USAGE, _INTERRUPTED, _BY_SIGNAL = 2, 130, 128
 
 
 def main() -> int:
@@ -14,6 +14,8 @@ def main() -> int:
     try:
         # Who has read enough closes the pipe, and that ends this as it ends other commands.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # What was begun, as a process or a file, is ended and removed on the way out.
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(_BY_SIGNAL + number))
         _open_what_is_closed()
         from eventor.cli.commands import run  # noqa: PLC0415 (what it imports may be missing)
     except ModuleNotFoundError as error:

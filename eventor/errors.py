@@ -28,6 +28,10 @@ class StoreError(EventorError):
     """The store cannot be opened, read or written, or what it holds cannot be used."""
 
 
+class StoreChangedError(StoreError):
+    """A store that was at rest has been written while it was looked at; look again."""
+
+
 class RecoveryError(EventorError):
     """There is no such run or recovery to recover from, or to attach to."""
 

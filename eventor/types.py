@@ -554,10 +554,12 @@ class Counts:
     Attributes:
         steps: for the name of a step that has tasks, how many of them stand where.
         events: for the name of an event, in how many sequences it was raised.
+        live: whether the owner lives; if it does not, what is active was cut short.
     """
 
     steps: Mapping[str, TaskCounts]
     events: Mapping[str, int]
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,7 +649,8 @@ class Occurrence:
     def __str__(self) -> str:
         status = "" if self.status is None else f", {self.status}"
         error = "" if self.error is None else f": {_first_line(self.error)}"
-        return f"{self.kind} {self.name}[{self.sequence}] ({self.cause}){status}{error}"
+        thing = f"{self.kind} {self.name}[{sequence_text(self.sequence)}]"
+        return f"{thing} ({self.cause}){status}{error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -700,7 +703,7 @@ class Lack:
         due = "" if self.due_at is None else f", due at {self.due_at:%Y-%m-%d %H:%M:%S} UTC"
         expression = "" if self.expression is None else f"; it needs {self.expression}"
         again = " (as above)" if self.told_before else ""
-        thing = f"{self.kind} {self.name}[{self.sequence}]"
+        thing = f"{self.kind} {self.name}[{sequence_text(self.sequence)}]"
         indent = "  " * min(self.depth, _DEEPEST)
         return f"{indent}{how}{thing} {state}{due}{expression}{again}"
 

@@ -23,6 +23,7 @@ import eventor as evr
 from eventor.cli import commands as cli
 from eventor.cli import show
 from eventor.cli.named import sequences_of, split
+from eventor.storage.history import History
 from tests.conftest import sql, wait_until
 
 PROGRAM = """
@@ -894,3 +895,169 @@ def test_a_shell_completes_commands_stores_names_steps_and_events(failed, run, t
 def test_when_something_was_is_told_in_words_and_in_local_time(before, words):
     now = datetime(2030, 7, 19, 12).astimezone()
     assert show.ago((now - before).astimezone(UTC), now.astimezone(UTC)) == words
+
+
+def test_the_log_of_a_store_is_not_written_over_through_a_link(crashed, run, tmp_path):
+    (tmp_path / "link.db").symlink_to(crashed.name)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")}
+    for place in ("crashed.db-wal", "crashed.db-shm", "crashed.db"):
+        code, _, said = run("export", "link.db", "-o", place)
+        assert (code, f"{place} is " in said) == (2, True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")} == before
+
+
+def test_another_store_is_not_written_over(simple, run, tmp_path):
+    simple(1)
+    sql(tmp_path / "other.db", "CREATE TABLE x (y)")
+    before = (tmp_path / "other.db").read_bytes()
+    code, _, said = run("export", "flow.db", "-o", "other.db")
+    assert (code, "is a SQLite database, which may be another store" in said) == (2, True)
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_what_a_command_reads_is_of_one_state(simple, make, run, data, monkeypatch, tmp_path):
+    simple(1)
+    reading, deleted = History.tasks, []
+
+    def prune_first(history, *arguments):
+        if not deleted:
+            deleted.append(shell(tmp_path, "prune", "flow.db", "--keep", "0").returncode)
+        return reading(history, *arguments)
+
+    monkeypatch.setattr(History, "tasks", prune_first)
+    simple(2)
+    live = make(name="live")
+    told = data("show", "flow.db", "--name", "")
+    assert (told["counts"]["success"], len(told["tasks"])) == (1, 1)
+    assert deleted == [0]
+    assert run("show", "flow.db", "--name", "")[0] == 2
+    live.close()
+
+
+def test_a_look_at_a_store_at_rest_is_repeated_if_it_was_written_meanwhile(
+    simple, data, monkeypatch, tmp_path
+):
+    simple(1)
+    simple(1, 2)
+    reading, deleted = History.tasks, []
+
+    def prune_first(history, *arguments):
+        if not deleted:
+            deleted.append(shell(tmp_path, "prune", "flow.db", "--keep", "1").returncode)
+        return reading(history, *arguments)
+
+    monkeypatch.setattr(History, "tasks", prune_first)
+    told = data("show", "flow.db", "--status", "success")
+    assert (told["run_id"], told["counts"]["success"], len(told["tasks"])) == (2, 2, 2)
+    assert deleted == [0]
+
+
+def test_a_look_at_a_store_that_is_always_written_ends_with_an_error(simple, run, monkeypatch):
+    simple(1)
+    reading = History.tasks
+
+    def touch_first(history, *arguments):
+        os.utime("flow.db")
+        return reading(history, *arguments)
+
+    monkeypatch.setattr(History, "tasks", touch_first)
+    code, printed, said = run("show", "flow.db")
+    assert (code, printed, "was written while it was looked at; look again" in said) == (
+        2,
+        "",
+        True,
+    )
+
+
+@pytest.mark.parametrize("columns", ["0", "x", "-7", "9" * 9])
+def test_a_width_that_is_none_does_not_count(columns, simple, run, monkeypatch):
+    simple(1)
+    printed = run("show", "flow.db")[1]
+    monkeypatch.setenv("COLUMNS", columns)
+    again = run("show", "flow.db")[1]
+    assert again.splitlines()[2:] == printed.splitlines()[2:]
+
+
+def test_what_should_not_be_is_not_taken_for_a_failed_run(simple, run, monkeypatch):
+    def broken(*_):
+        raise TypeError("of no type")
+
+    simple(1)
+    monkeypatch.setattr(History, "runs", broken)
+    code, _, said = run("runs", "flow.db")
+    assert (code, "TypeError: of no type" in said, "eventor has a bug" in said) == (2, True, True)
+
+
+def test_what_was_cut_short_is_not_told_as_active(crashed, run, tmp_path):
+    code, printed, _ = run("why", str(crashed), "s")
+    assert (code, re.findall("cut short|active", printed)) == (0, ["cut short"])
+    assert run("graph", str(crashed), "-o", "cut.svg")[0] == 0
+    picture = (tmp_path / "cut.svg").read_text()
+    assert ">cut short<" in picture
+    assert ">active<" not in picture
+    assert 'class="node step cut"' in picture
+
+
+def test_a_run_and_its_recovery_are_not_named_in_two_ways(simple, run):
+    simple(1)
+    code, _, said = run("show", "flow.db", "--run", "1.1", "--recovery", "0")
+    assert (code, "expected one of them" in said) == (2, True)
+    assert run("show", "flow.db", "--run", "1.0", "--recovery", "0")[0] == 0
+
+
+def test_names_are_completed_in_quotes_where_bash_needs_them(make, run, monkeypatch):
+    with make(name="a run; with `words`") as ev:
+        ev.add_step("plain", int)
+        ev.add_step("in $HOME", int)
+        ev()
+    monkeypatch.setenv("_EVENTOR_COMPLETE", "bash_complete")
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert completed("show", "~/flow.db", "--step", "") == [
+        ("plain", "plain"),
+        ("'in $HOME'", "plain"),
+    ]
+    assert completed("show", "$HOME/flow.db", "--name", "a") == [
+        ("'a run; with `words`'", "plain"),
+    ]
+    assert completed("nothing", "x") == []
+    monkeypatch.setenv("_EVENTOR_COMPLETE", "zsh_complete")
+    assert completed("show", "flow.db", "--step", "in") == [("in $HOME", "plain")]
+
+
+def test_a_script_that_never_ends_is_ended_with_the_command(start, tmp_path):
+    (tmp_path / "never.py").write_text(
+        "import os, pathlib, time\n"
+        "pathlib.Path('pid').write_text(f'{os.getpid()} ')\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eventor", "graph", "never.py"], cwd=tmp_path, text=True
+    )
+    pid = tmp_path / "pid"
+    wait_until(lambda: pid.exists() and pid.read_text().endswith(" "))
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    wait_until(lambda: not Path(f"/proc/{int(pid.read_text())}").exists())
+
+
+def keys_of(document):
+    if isinstance(document, list):
+        return {key for one in document for key in keys_of(one)}
+    if not isinstance(document, dict):
+        return set()
+    return set(document) | {key for one in document.values() for key in keys_of(one)}
+
+
+def test_the_keys_of_documents_are_on_the_page_about_the_command(failed, data, run):
+    page = (Path(__file__).parent.parent / "docs/howto/command.rst").read_text()
+    documents = [data(name, "flow.db") for name in ("runs", "show")]
+    documents.append(data("prune", "flow.db", "--keep", "9"))
+    documents.append(json.loads(run("watch", "flow.db", "--json")[1]))
+    documents.append(json.loads(run("trigger", "flow.db", "go[1]", "--json")[1]))
+    documents.append(json.loads(run("export", "flow.db")[1]))
+    keys = {key for one in documents for key in keys_of(one)}
+    of_graph = json.loads(run("graph", "flow.db", "--json")[1])
+    keys |= set(of_graph) | set(of_graph["counts"])
+    keys |= set(data("why", "flow.db", "report[monday]"))
+    assert sorted(key for key in keys if f"``{key}``" not in page) == []
+    assert len(keys) > 45

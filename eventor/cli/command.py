@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shlex
 import sys
+import traceback
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
@@ -16,7 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from eventor.cli import show
-from eventor.errors import EventorError
+from eventor.errors import EventorError, StoreChangedError
 from eventor.look.files import write_file
 from eventor.rules.config import unknown
 from eventor.storage.history import History
@@ -39,6 +42,14 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 _COLOUR = "eventor.colour"
 
+_SQLITE = b"SQLite format 3\0"
+"""How each of its files begins (sqlite.org/fileformat.html, 1.3)."""
+
+_LOOKS = 4
+"""How often to look again at a store that was written meanwhile."""
+
+_UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
+
 _AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -49,7 +60,8 @@ class Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command by its name."""
-        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        known = ctx.resilient_parsing or self.get_command(ctx, args[0]) is not None
+        if not known and not args[0].startswith("-"):
             near = unknown(args[0], self.list_commands(ctx))
             raise click.UsageError(f"there is no command {args[0]!r}; {near}", ctx)
         return super().resolve_command(ctx, args)
@@ -69,25 +81,41 @@ def run_command(commands: click.Command, args: Sequence[str] | None = None) -> i
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = commands.main(args, "eventor", standalone_mode=False) or 0
+        code = _again(lambda: commands.main(args, "eventor", standalone_mode=False) or 0)
         sys.stdout.flush()  # here it can still be told if that fails
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-    except click.UsageError as error:
-        path = "eventor" if error.ctx is None else error.ctx.command_path
-        say(f"{_lowered(error.format_message())} (see {path} --help)")
-    except click.ClickException as error:
-        say(_lowered(error.format_message()))
-    except EventorError as error:
-        say(str(error))
-    except OSError as error:
-        say(f"standard output cannot be written: {error.strerror or error}")
-        _give_up(sys.stdout)
+    except (click.ClickException, EventorError, OSError) as error:
+        say(_reason(error))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except Exception:  # not to be taken for a run that has failed, whose exit code is 1
+        traceback.print_exc()
+        say("this should not be: the store was changed by hand, or eventor has a bug")
     else:
-        return int(code)
+        return code
     return USAGE
+
+
+def _again(command: Callable[[], int]) -> int:
+    """Do what only looks, and prints when it has looked, until nobody has written meanwhile."""
+    for _ in range(_LOOKS):
+        with suppress(StoreChangedError):
+            return command()
+    return command()
+
+
+def _reason(error: Exception) -> str:
+    """Return in a line why a command has not done what it was asked."""
+    if isinstance(error, click.UsageError):
+        path = "eventor" if error.ctx is None else error.ctx.command_path
+        return f"{_lowered(error.format_message())} (see {path} --help)"
+    if isinstance(error, click.ClickException):
+        return _lowered(error.format_message())
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        _give_up(sys.stdout)
+        return f"standard output cannot be written: {error.strerror}"
+    return str(error)
 
 
 def _give_up(stream: TextIO) -> None:
@@ -126,10 +154,14 @@ def read_age(written: str) -> timedelta:
 
 
 @contextmanager
-def reading(store: str) -> Iterator[History]:
-    """Give what a store tells of its runs."""
+def reading(store: str, *, at_once: bool = True) -> Iterator[History]:
+    """Give what a store tells of its runs: of one state, or of another at each look."""
     with closing(Store(locate(store), Access.read)) as opened:
-        yield History(opened)
+        if not at_once:
+            yield History(opened)
+            return
+        with opened.at_once():
+            yield History(opened)
 
 
 class Looked(NamedTuple):
@@ -151,6 +183,9 @@ def look(
         RecoveryError: there is no such run or recovery.
     """
     run_id, of_run = (None, None) if run is None else run
+    if None not in (of_run, recovery) and of_run != recovery:
+        told = f"--run names recovery {of_run}, and --recovery {recovery}; expected one of them"
+        raise click.UsageError(told, click.get_current_context(silent=True))
     place = history.find(name, run_id, of_run if recovery is None else recovery)
     found, each = history.at(place)
     owner = history.owner(place[0]) if each is found.recoveries[-1] else None
@@ -178,13 +213,28 @@ def checked_output(output: str | None, store: str | None) -> Path | None:
         return None
     path = Path(output)
     of_store = None if store is None else locate(store).path
-    if of_store is None:
-        return path
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        if _are_one(path, of_store.with_name(of_store.name + suffix)):
-            told = f"{output} is {'a part of the store' if suffix else 'the store itself'}"
-            raise click.UsageError(f"{told}; expected another file", click.get_current_context())
+    told = None
+    for suffix in ("", "-wal", "-shm", "-journal") if of_store is not None else ():
+        # SQLite keeps its log beside the file itself, whatever link leads there.
+        if _are_one(path, Path(f"{os.path.realpath(str(of_store))}{suffix}")):
+            told = "a part of the store" if suffix else "the store itself"
+    if told is None and _is_database(path):
+        told = "a SQLite database, which may be another store"
+    if told is not None:
+        raise click.UsageError(
+            f"{output} is {told}; expected another file", click.get_current_context()
+        )
     return path
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except (OSError, ValueError):  # it is told when it is written
+        return False
 
 
 def _are_one(path: Path, other: Path) -> bool:
@@ -248,13 +298,18 @@ def _completing(
         ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         # Where the last word is an option that lacks its value, the store is among what is left.
-        store = ctx.params.get("store") or next(iter(ctx.args), "")
+        given = ctx.params.get("store") or next(iter(ctx.args), "")
+        store = os.path.expandvars(Path(given).expanduser())  # the shell has not done it yet
         try:
             with reading(store) as history:
                 found = known(ctx, history)
         except EventorError:
             return []
-        return [CompletionItem(word) for word in found if word.startswith(incomplete)]
+        words = [word for word in found if word.startswith(incomplete)]
+        if os.environ.get("_EVENTOR_COMPLETE", "").startswith("bash"):
+            # It would take what is in the names for its own; the other shells quote by themselves.
+            words = [shlex.quote(word) for word in words]
+        return [CompletionItem(word) for word in words]
 
     return complete
 

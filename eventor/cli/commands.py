@@ -52,7 +52,7 @@ from eventor.rules.config import unknown
 from eventor.storage.history import History
 from eventor.storage.prune import give_back, prune, to_prune
 from eventor.storage.store import Access, Store, locate
-from eventor.types import RunStatus, TaskStatus, ThingKind
+from eventor.types import OwnerStatus, RunStatus, TaskStatus, ThingKind
 from eventor.words import number_of, size
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 
     from eventor.storage.history import Place
     from eventor.types import Counts, Run, Task
+
+_LISTED = 10
+"""How many runs a note lists."""
 
 HAS_FAILED = (RunStatus.failed, RunStatus.unfinished, RunStatus.crashed)
 
@@ -233,7 +236,7 @@ def why(
         told = {"kind": named.kind.value, "name": named.name, "sequence": named.sequence}
         print_json(told | why_data(answer))
     else:
-        show.show_why(console(), answer)
+        show.show_why(console(), answer, live=looked.recovery.owner is OwnerStatus.live)
 
 
 @cli.command("watch")
@@ -260,7 +263,7 @@ def watch_command(
       eventor watch flow.db
       eventor watch flow.db && deploy
     """
-    with reading(store) as history:
+    with reading(store, at_once=False) as history:
         looked = look(history, name, run, recovery)
         ended = watch(history, looked.place, io.StringIO() if as_json else sys.stdout)
     if as_json:
@@ -479,7 +482,8 @@ def prune_command(
         click.echo(f"{number} {'would be deleted' if dry_run else 'deleted'}{given_back}")
     lost = [run for run in gone if run.recoveries[-1].status is not RunStatus.succeeded]
     if lost:
-        which = ", ".join(f"{run.run_id} ({run.recoveries[-1].status})" for run in lost)
+        some = ", ".join(f"{run.run_id} ({run.recoveries[-1].status})" for run in lost[:_LISTED])
+        which = some + (f", and {len(lost) - _LISTED:,} more" if len(lost) > _LISTED else "")
         would = "could then" if dry_run else "can now"
         say(f"what had not succeeded {would} not be recovered: {which}")
 

@@ -6,6 +6,8 @@ Into a pipe or a file nothing is cut or wrapped, so that other tools find whole 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -86,10 +88,13 @@ def terminal(*, colour: bool) -> Console:
     Args:
         colour: False for no colour at all; else `NO_COLOR` and `FORCE_COLOR` count, too.
     """
-    whole = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    told = os.environ.get("COLUMNS", "")
+    columns = int(told) if re.fullmatch("[1-9][0-9]{0,5}", told) else None
+    if columns is None and not sys.stdout.isatty():
+        columns = _BOUNDLESS
     plain = not colour or bool(os.environ.get("NO_COLOR"))
     return Console(
-        width=_BOUNDLESS if whole else None,
+        width=columns or shutil.get_terminal_size().columns,
         color_system=None if plain else "auto",
         markup=False,
         emoji=False,
@@ -207,15 +212,15 @@ def show_output(console: Console, tasks: Iterable[Task]) -> bool:
     return any_shown
 
 
-def show_why(console: Console, why: Why) -> None:
-    """Print why something has happened, or has not."""
+def show_why(console: Console, why: Why, *, live: bool) -> None:
+    """Print why something has happened, or has not, in a run that is live or is not."""
     if why.happened:
-        rows = [_link(one) for one in why.chain]
+        rows = [_link(one, live=live) for one in why.chain]
         columns = [Column("AT"), Column("STATUS"), Column("WHAT"), Column("BECAUSE OF")]
         _show_table(console, [*columns, Column("NOTE", below=True)], rows)
         return
     for lack in why.lacks:
-        indent = " " * (2 * lack.depth)
+        indent = " " * min(2 * lack.depth, console.width // 2)
         told = Text(clean(str(lack).lstrip(" ")), "" if lack.depth else "bold")
         told.stylize(_lack_style(lack))
         room = max(3 * _LEAST, console.width - len(indent) - 2 * _GAP)
@@ -321,10 +326,13 @@ def _first_line(error: str | None) -> Text:
     return Text(clean(next(iter((error or "").splitlines()), "")), "red")
 
 
-def _link(one: Occurrence) -> list[Text]:
+def _link(one: Occurrence, *, live: bool) -> list[Text]:
+    status = Text("raised") if one.status is None else _word(one.status.value)
+    if one.status is TaskStatus.active and not live:
+        status = Text("cut short", "yellow")
     return [
         Text(clock(one.at, datetime.now(UTC), exact=True)),
-        Text("raised") if one.status is None else _word(one.status.value),
+        status,
         Text(f"{one.kind} {thing(one.name, one.sequence)}"),
         Text(clean(because(one.cause))),
         _first_line(one.error),

@@ -6,10 +6,10 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from eventor.errors import StoreError
+from eventor.errors import StoreChangedError, StoreError
 from eventor.look.live import Terminal
 from eventor.look.progress import Progress
-from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind
+from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind, sequence_text
 from eventor.words import one_line
 
 if TYPE_CHECKING:
@@ -136,13 +136,16 @@ def watch(history: History, place: Place, stream: TextIO) -> Recovery:
     try:
         while True:
             began = time.monotonic()
-            recovery, happened = watched.look()
+            try:
+                recovery, happened = watched.look()
+            except StoreChangedError:  # its end, for example, was written at this moment
+                continue
             if terminal is not None:
                 terminal.draw(watched.progress, datetime.now(UTC))
             else:
                 for told in happened:
                     if told.kind is TransitionKind.task_failure:
-                        _say(stream, f"failed: {told.name}[{told.sequence}]: {told.error}")
+                        _say(stream, f"failed: {_called(told)}: {told.error}")
             if recovery.status is not RunStatus.running:
                 break
             took = time.monotonic() - began
@@ -153,6 +156,10 @@ def watch(history: History, place: Place, stream: TextIO) -> Recovery:
             terminal.close()
     _say(stream, f"{watched.progress.summary(datetime.now(UTC))}: {recovery.status}")
     return recovery
+
+
+def _called(told: Transition) -> str:
+    return f"{told.name}[{'' if told.sequence is None else sequence_text(told.sequence)}]"
 
 
 def _say(stream: TextIO, line: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STATES = {
     "failure": "✗",
+    "cut": "↯",
     "active": "▶",
     "ready": "○",
     "success": "✓",
@@ -23,6 +24,12 @@ STATES = {
     "raised": "●",
 }
 """How things can stand with a step or an event, with their symbols: what matters most first."""
+
+
+def called(word: str) -> str:
+    """Return what a word of `STATES` is called."""
+    return "cut short" if word == "cut" else word
+
 
 GATES = ("and", "or")
 
@@ -60,7 +67,7 @@ class Node:
     def told(self) -> str:
         """How it stands, in symbols and numbers; in words where there is one sequence."""
         if sum(self.counts.values()) == 1:
-            return f"{STATES[self.state]} {self.state}"
+            return f"{STATES[self.state]} {called(self.state)}"
         return " ".join(
             f"{self.counts[word]} {STATES[word]}" for word in STATES if word in self.counts
         )
@@ -199,7 +206,11 @@ class _Builder:
         node = self._steps.get(name)
         if node is None:
             stand = self._counts.steps.get(name, TaskCounts())
-            counts = {word: number for word in STATES if (number := getattr(stand, word, 0))}
+            active = "active" if self._counts.live else "cut"
+            numbers = {**dataclasses.asdict(stand), active: stand.active}
+            if not self._counts.live:
+                del numbers["active"]
+            counts = {word: number for word in STATES if (number := numbers.get(word, 0))}
             node = Node(f"s{len(self._steps)}", "step", clean(name), counts=counts)
             self._steps[name] = node
         return node

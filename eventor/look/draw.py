@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from eventor.errors import DrawError
 from eventor.look import picture
-from eventor.look.diagram import GATES, STATES, Diagram, Node, counted, diagram, without_links
+from eventor.look.diagram import (
+    GATES,
+    STATES,
+    Diagram,
+    Node,
+    called,
+    counted,
+    diagram,
+    without_links,
+)
 from eventor.look.files import write_file
 from eventor.words import clean, number_of
 
@@ -68,7 +77,7 @@ class Graph:
         kinds = [node.kind for node in self._diagram.nodes.values()]
         steps, events = kinds.count("step"), kinds.count("event")
         stand = counted(self._diagram.nodes.values())
-        told = ", ".join(f"{number:,} {word}" for word, number in stand.items())
+        told = ", ".join(f"{number:,} {called(word)}" for word, number in stand.items())
         return (
             f"<Graph of {self._title!r}: {number_of(steps, 'step')}, {number_of(events, 'event')}"
             f"{f'; tasks: {told}' if told else ''}>"
@@ -151,7 +160,8 @@ class Graph:
         try:
             write_file(target, content)
         except (OSError, ValueError) as error:
-            raise DrawError(f"a graph cannot be saved as {str(target)!r}: {error}") from error
+            told = getattr(error, "strerror", None) or error
+            raise DrawError(f"a graph cannot be saved as {str(target)!r}: {told}") from error
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         """Return what a notebook shows: the picture if it can be drawn, and text."""
@@ -278,7 +288,7 @@ def _page(graph: Diagram, title: str, svg: str) -> str:
     facts = [f"<li>{number_of(kinds.count(kind), kind)}</li>" for kind in ("step", "event")]
     stand = counted(graph.nodes.values())
     facts += (
-        f'<li class="{word}">{STATES[word]} {number:,} {word}</li>'
+        f'<li class="{word}">{STATES[word]} {number:,} {called(word)}</li>'
         for word, number in stand.items()
     )
     return _PAGE.format(title=shown, facts="\n".join(facts), style=_page_style(), svg=svg)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING
 
-from eventor.types import OwnerStatus, Recovery, Task, TaskStatus
+from eventor.types import OwnerStatus, Recovery, Task, TaskStatus, sequence_text
 from eventor.words import duration, shorten, visible
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class ShownTask:
     @property
     def name(self) -> str:
         """Its name, short enough for a label."""
-        return f"{label(self.task.step)}[{label(str(self.task.sequence))}]"
+        return f"{label(self.task.step)}[{label(sequence_text(self.task.sequence))}]"
 
     @property
     def ran(self) -> float | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from eventor.errors import DrawError
-from eventor.look.diagram import GATES, STATES
+from eventor.look.diagram import GATES, STATES, called
 from eventor.words import shorten
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _event_text(node: Node) -> str:
 def _told(node: Node) -> list[tuple[str, str]]:
     """Return the signs in a step's row of how it stands, and the text after each."""
     if sum(node.counts.values()) == 1:
-        return [(node.state, node.state)]
+        return [(node.state, called(node.state))]
     return [(word, str(node.counts[word])) for word in STATES if word in node.counts]
 
 
@@ -305,13 +305,14 @@ def _draw_node(root: ET.Element, node: Node, at: _Point, size: _Point) -> None:
 
 def _tooltip(node: Node) -> str:
     lines = [f"{node.kind} {node.name}", node.detail, *node.more]
-    lines += (f"{number} {word}" for word, number in node.counts.items())
+    lines += (f"{number} {called(word)}" for word, number in node.counts.items())
     return "\n".join(filter(None, lines))
 
 
 _SIGNS = {
     "success": "M1.5 6.5L4.8 10L10.5 2.5",
     "failure": "M2 2L10 10M10 2L2 10",
+    "cut": "M7 .8L2.2 6.9H5.1L4.4 11.2L9.8 5H6.4Z",
     "active": "M3 1.5L10.5 6L3 10.5Z",
     "ready": "M6 1A5 5 0 1 0 6 11A5 5 0 1 0 6 1ZM6 3.4V6.3H8.2",
     "skipped": "M1.5 2L5.5 6L1.5 10M6.5 2L10.5 6L6.5 10",
@@ -340,6 +341,7 @@ LIGHT = {
     "gate": Colours("#ffffff", "#94a3b8", "#475569"),
     "success": Colours("#e7f6ec", "#1a7f42", "#0e4a26"),
     "failure": Colours("#fdebea", "#c62828", "#7f1616"),
+    "cut": Colours("#ffece3", "#b4360f", "#7c2508"),
     "active": Colours("#e4f0fe", "#1565c0", "#0b3c78"),
     "ready": Colours("#fff5dc", "#9a6200", "#5c3a00"),
     "skipped": Colours("#f3f4f6", "#6b7280", "#374151"),
@@ -353,6 +355,7 @@ DARK = {
     "gate": Colours("#1a212c", "#5f7089", "#b6c2d2"),
     "success": Colours("#12301f", "#4cc27a", "#c9f2d8"),
     "failure": Colours("#3d1618", "#f0716d", "#ffd5d3"),
+    "cut": Colours("#42200f", "#ff9264", "#ffd3bf"),
     "active": Colours("#122b4a", "#62a8f5", "#d3e6fd"),
     "ready": Colours("#38290b", "#e0a83a", "#fbe6b8"),
     "skipped": Colours("#262b33", "#98a2b3", "#d5dae2"),
@@ -402,7 +405,8 @@ def _rules(colours: Mapping[str, Colours]) -> str:
                 f".node .sign.{word} {{ stroke: {of.border}; }}",
             )
     lines += (
-        f".node .sign.{word} {{ fill: {colours[word].border}; }}" for word in ("active", "raised")
+        f".node .sign.{word} {{ fill: {colours[word].border}; }}"
+        for word in ("cut", "active", "raised")
     )
     return "\n".join(f".eventor-graph {line}" for line in lines)
 

@@ -18,7 +18,7 @@ from eventor.errors import ReportError
 from eventor.look.chart import chart
 from eventor.look.excerpt import STATES, Words, counts, facts, shown_tasks
 from eventor.rules.why import Definition
-from eventor.types import OwnerStatus, Recovery, Run, RunStatus, Task, TaskStatus
+from eventor.types import OwnerStatus, Recovery, Run, RunStatus, Task, TaskStatus, sequence_text
 from eventor.words import duration, number_of, visible
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def _template() -> tuple[Template, type[Markup], str, str]:
     environment.filters.update(
         duration=duration,
         visible=visible,
+        sequence=sequence_text,
         number=number_of,
         clock=_clock,
         iso=_iso,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -257,7 +257,9 @@ class History:
 
     def count(self, run_id: int, recovery: int) -> Counts:
         """Return in numbers how things stand in a recovery."""
-        return self._store.count(run_id, recovery)
+        _run, which = self.at((run_id, recovery))
+        counts = self._store.count(run_id, recovery)
+        return replace(counts, live=which.owner is OwnerStatus.live)
 
     def definition(self, run_id: int, recovery: int) -> Any:
         """Return the flow's definition as plain data, as a recovery had it; None if unknown.

@@ -246,6 +246,18 @@ def identify(path: Path, *, to_write: bool = True) -> Identity:
     return ((own.st_dev, own.st_ino), (log.st_dev, log.st_ino))
 
 
+def at_rest(path: Path) -> tuple[int, int] | None:
+    """Return by what it shows that a file without a log was written; None for one with a log.
+
+    Such a file is read as one that does not change (`_uri`), so whether it did has to be looked for
+    (sqlite.org/uri.html, immutable).
+    """
+    if os.path.lexists(f"{path}-wal"):
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
 def _check_place(path: Path) -> None:
     """SQLite writes beside the store, so its directory has to be writable too."""
     place = path.parent

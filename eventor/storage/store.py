@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,7 +16,7 @@ from sqlalchemy import case, func, insert, null, select, union_all
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from eventor.errors import RecoveryError, StoreError, UsageError
+from eventor.errors import RecoveryError, StoreChangedError, StoreError, UsageError
 from eventor.storage import owner, schema, sqlite
 from eventor.storage.rows import (
     RequestKind,
@@ -150,6 +150,7 @@ class Store:
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
         self._holder: int | None = None
+        self._looking: Connection | None = None
         self._keeps = access is not Access.read
         if path is None or self._keeps:
             self._engine = sqlite.open_engine(path)
@@ -322,16 +323,55 @@ class Store:
         Raises:
             StoreError: it could not be read, or it is not the file that it was.
         """
-        with self._held(), self._translated(what):
-            if self._keeps:
-                with self._transaction(writing=False) as connection:
-                    yield connection
-                return
-            # The file is opened anew each time.
-            self._check_files()
+        if self._looking is not None and self._holder == threading.get_ident():
+            with self._translated(what):
+                yield self._looking
+            return
+        with self._held(), self._translated(what), self._look() as connection:
+            yield connection
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let all that is read meanwhile, in this thread, be of one state of the store.
+
+        Raises:
+            StoreChangedError: it was at rest, and was written meanwhile: what was read is of more
+                than one state.
+            StoreError: as for `reading`.
+        """
+        with self._held(), ExitStack() as stack:
+            with self._translated("be looked at"):
+                self._looking = stack.enter_context(self._look())
+            stack.callback(self._look_no_more)
+            yield
+
+    def _look_no_more(self) -> None:
+        self._looking = None
+
+    @contextmanager
+    def _look(self) -> Iterator[Connection]:
+        if self._keeps or self._path is None:
             with self._transaction(writing=False) as connection:
                 yield connection
-            self._check_files()
+            return
+        # The file is opened anew each time.
+        self._check_files()
+        before = sqlite.at_rest(self._path)
+        try:
+            with self._transaction(writing=False) as connection:
+                yield connection
+        except (StoreError, SQLAlchemyError, sqlite3.Error) as error:
+            self._check_rest(before, error)
+            raise
+        self._check_rest(before)
+        self._check_files()
+
+    def _check_rest(self, before: object, error: Exception | None = None) -> None:
+        """Make sure that a file which was at rest still is what it was."""
+        if before is not None and self._path is not None and sqlite.at_rest(self._path) != before:
+            raise StoreChangedError(
+                f"the store {self.location} was written while it was looked at; look again"
+            ) from error
 
     def _open(self, access: Access) -> None:
         path = self._path
