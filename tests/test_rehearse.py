@@ -71,7 +71,7 @@ def test_a_script_that_never_calls_shows_what_it_made_last(written):
             ev.add_step("b", int)
     """)
     found = rehearse(path)
-    assert (steps(found), found.name) == (["a"], "one")
+    assert (steps(found), found.name) == (["b"], "two")
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,10 @@ class _Stage:
         self._name = name
         self._logdir = logdir
         self._made: list[Eventor] = []
-        self._last: dict[str, Any] = {"error": "has made no Eventor"}
 
     def take_the_place_of(self, kind: type[Eventor]) -> None:
         """Change a class, under whatever name a script has it, and with it all that derive."""
-        begin, close, stage = kind.__init__, kind.close, self
+        begin, stage = kind.__init__, self
 
         def __init__(  # noqa: N807 (it takes that place)
             self: Eventor,
@@ -146,12 +145,7 @@ class _Stage:
         def run(self: Eventor, *_arguments: Any, **_options: Any) -> NoReturn:
             stage.tell(_flow_of(self))
 
-        def close_after_a_look(self: Eventor) -> None:
-            if self._release.alive:
-                stage._last = _flow_of(self)
-            close(self)
-
-        for name, function in (("__init__", __init__), ("run", run), ("close", close_after_a_look)):
+        for name, function in (("__init__", __init__), ("run", run)):
             setattr(kind, name, functools.wraps(getattr(kind, name))(function))
 
     def tell(self, found: Mapping[str, Any]) -> NoReturn:
@@ -168,9 +162,7 @@ class _Stage:
         """Tell what the script has made last: it has ended without a call of `ev()`."""
         if self._told.exists():  # a process that it has forked has called it
             os._exit(0)
-        for ev in self._made:
-            ev.close()
-        self.tell(self._last)
+        self.tell(_flow_of(self._made[-1]) if self._made else {"error": "has made no Eventor"})
 
 
 def _flow_of(ev: Eventor) -> dict[str, Any]:
