@@ -1,5 +1,6 @@
 """The `eventor` command, and `python -m eventor`."""
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ def main() -> int:
         # What was begun, as a process or a file, is ended and removed on the way out.
         signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(_BY_SIGNAL + number))
         _open_what_is_closed()
+        _buffer_output()
         from eventor.cli.commands import run  # noqa: PLC0415 (what it imports may be missing)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -36,6 +38,14 @@ def _open_what_is_closed() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (until the end)
+
+
+def _buffer_output() -> None:
+    """Let all that is printed be written, or fail: unbuffered, Python drops what a write leaves."""
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):  # PYTHONUNBUFFERED, or python -u
+        stream, buffered = sys.stdout, io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffered, stream.encoding, stream.errors, line_buffering=True)
 
 
 if __name__ == "__main__":

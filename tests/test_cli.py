@@ -1061,3 +1061,81 @@ def test_the_keys_of_documents_are_on_the_page_about_the_command(failed, data, r
     keys |= set(data("why", "flow.db", "report[monday]"))
     assert sorted(key for key in keys if f"``{key}``" not in page) == []
     assert len(keys) > 45
+
+
+@pytest.mark.parametrize("command", ["export flow.db", "show flow.db --json"])
+def test_output_that_is_cut_short_is_told_where_python_does_not_buffer(simple, command, tmp_path):
+    simple(*range(50))
+    limited = f"ulimit -f 8; exec {sys.executable} -m eventor {command} > cut"
+    # What measures the tests could not write its own file either.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
+    ran = subprocess.run(
+        ["bash", "-c", limited],
+        cwd=tmp_path,
+        env={**environment, "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    told = "eventor: standard output cannot be written: File too large\n"
+    assert (ran.returncode, ran.stderr) == (2, told)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_what_belongs_to_another_store_is_not_written_over(simple, run, crashed, suffix, tmp_path):
+    simple(1)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")}
+    (tmp_path / "link").symlink_to(f"crashed.db{suffix}")
+    for place in (f"crashed.db{suffix}", "link"):
+        code, _, said = run("export", "flow.db", "-o", place)
+        assert (code, f"{place} is a part of a SQLite database" in said) == (2, True)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")} == before
+
+
+def test_a_flow_as_json_is_written_to_a_file(simple, run, tmp_path):
+    simple(1)
+    printed = run("graph", "flow.db", "--json")[1]
+    assert run("graph", "flow.db", "--json", "-o", "flow.json") == (0, "", "")
+    assert (tmp_path / "flow.json").read_text() == printed
+
+
+@pytest.mark.parametrize("option", ["--run=1", "--recovery=0", "--name=x"])
+def test_a_script_has_no_runs(run, option, tmp_path):
+    (tmp_path / "script.py").write_text("import eventor; eventor.Eventor()()")
+    code, _, said = run("graph", "script.py", option)
+    assert (code, "a script has no runs" in said) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("term", "options", "drawn", "coloured"),
+    [
+        ("xterm", [], True, True),
+        ("xterm", ["--no-color"], True, False),
+        ("dumb", [], False, False),
+    ],
+)
+def test_a_picture_is_drawn_as_the_terminal_can(start, tmp_path, term, options, drawn, coloured):
+    start(WATCHED)
+    store = tmp_path / "watched.db"
+    query = "SELECT * FROM eventor_task WHERE status = 'active'"
+    wait_until(lambda: store.exists() and sql(store, query))
+    mine, its = pty.openpty()
+    environment = {**os.environ, "TERM": term, "COLUMNS": "80", "LANG": "C.UTF-8"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eventor", "watch", store, *options], stdout=its, env=environment
+    )
+    os.close(its)
+    shown = b""
+    if not drawn:
+        (tmp_path / "go").touch()
+    with contextlib.suppress(OSError):  # the other side has gone
+        while part := os.read(mine, 1000):
+            shown += part
+            if b"slow[1]" in shown:
+                (tmp_path / "go").touch()
+    os.close(mine)
+    assert process.wait(timeout=60) == 0
+    in_colours = re.search(rb"\x1b\[[0-9;]*(3|9)[0-9]m", shown) is not None
+    assert (b"\x1b[" in shown, in_colours) == (drawn, coloured)

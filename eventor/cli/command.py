@@ -45,10 +45,16 @@ _COLOUR = "eventor.colour"
 _SQLITE = b"SQLite format 3\0"
 """How each of its files begins (sqlite.org/fileformat.html, 1.3)."""
 
+_BESIDE = ("-wal", "-shm", "-journal")
+"""How the names of the files end that belong to one of them."""
+
 _LOOKS = 4
 """How often to look again at a store that was written meanwhile."""
 
-_UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG, errno.EDQUOT, errno.EPIPE),
+    errno.EAGAIN,
+)
 
 _AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -192,13 +198,21 @@ def look(
     return Looked(place, found, each, owner, datetime.now(UTC))
 
 
+def coloured() -> bool:
+    """Tell whether the running command may print in colours."""
+    return bool(click.get_current_context().meta.get(_COLOUR, True))
+
+
 def console() -> Console:
     """Return where the running command prints for people."""
-    return show.terminal(colour=click.get_current_context().meta.get(_COLOUR, True))
+    return show.terminal(colour=coloured())
 
 
-def print_json(data: Any) -> None:
-    """Print one JSON document."""
+def print_json(data: Any, path: Path | None = None) -> None:
+    """Print one JSON document, or write it to a file."""
+    if path is not None:
+        write_output(f"{json.dumps(data, indent=2, ensure_ascii=False)}\n".encode(), path)
+        return
     utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
     click.echo(json.dumps(data, indent=2, ensure_ascii=not utf8))
 
@@ -214,17 +228,26 @@ def checked_output(output: str | None, store: str | None) -> Path | None:
     path = Path(output)
     of_store = None if store is None else locate(store).path
     told = None
-    for suffix in ("", "-wal", "-shm", "-journal") if of_store is not None else ():
+    for suffix in ("", *_BESIDE) if of_store is not None else ():
         # SQLite keeps its log beside the file itself, whatever link leads there.
         if _are_one(path, Path(f"{os.path.realpath(str(of_store))}{suffix}")):
             told = "a part of the store" if suffix else "the store itself"
-    if told is None and _is_database(path):
-        told = "a SQLite database, which may be another store"
+    if told is None:
+        told = _other_database(Path(os.path.realpath(path)))
     if told is not None:
         raise click.UsageError(
             f"{output} is {told}; expected another file", click.get_current_context()
         )
     return path
+
+
+def _other_database(path: Path) -> str | None:
+    """Say what a file is of a SQLite database, which may be another store; None if it is none."""
+    for suffix in _BESIDE:
+        name = path.name.removesuffix(suffix)
+        if name != path.name and name and _is_database(path.with_name(name)):
+            return "a part of a SQLite database, which may be another store"
+    return "a SQLite database, which may be another store" if _is_database(path) else None
 
 
 def _is_database(path: Path) -> bool:

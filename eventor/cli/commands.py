@@ -22,6 +22,7 @@ from eventor.cli.command import (
     Commands,
     Looked,
     checked_output,
+    coloured,
     console,
     json_option,
     look,
@@ -265,7 +266,8 @@ def watch_command(
     """
     with reading(store, at_once=False) as history:
         looked = look(history, name, run, recovery)
-        ended = watch(history, looked.place, io.StringIO() if as_json else sys.stdout)
+        stream = io.StringIO() if as_json else sys.stdout
+        ended = watch(history, looked.place, stream, colour=coloured())
     if as_json:
         of_run = {"run_id": looked.run.run_id, "name": looked.run.name}
         print_json({**of_run, **recovery_data(ended, None, datetime.now(UTC))})
@@ -308,6 +310,9 @@ def graph(
       eventor graph flow.py -o flow.png -- --its-own option
     """
     if source.endswith(".py"):
+        if (name, run, recovery) != (None, None, None):
+            told = "a script has no runs; options of its own come after --"
+            raise click.UsageError(told, click.get_current_context())
         path = checked_output(output, None)
         found = rehearse(source, arguments)
         definition, counts, title = found.definition, None, found.name
@@ -319,7 +324,7 @@ def graph(
         with reading(source) as history:
             definition, counts, title = _flow(history, look(history, name, run, recovery))
     if as_json:
-        print_json(flow_data(definition, counts, title))
+        print_json(flow_data(definition, counts, title), path)
         return
     drawn = Graph(definition, counts, events=events, title=title)
     if path is None:

@@ -105,6 +105,9 @@ def perform(logdir: str, told: str, script: str, *arguments: str) -> None:
         runpy.run_path(script, run_name="__main__")
     except KeyboardInterrupt:
         os._exit(1)
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            stage.tell({"error": f"ended before it called ev(): {_raised(error, script)}"})
     except BaseException as error:
         stage.tell({"error": f"ended before it called ev(): {_raised(error, script)}"})
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from eventor.errors import StoreChangedError, StoreError
-from eventor.look.live import Terminal
+from eventor.look.live import Terminal, can_draw
 from eventor.look.progress import Progress
 from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind, sequence_text
 from eventor.words import one_line
@@ -117,13 +117,14 @@ class Watched:
             yield kind, max(at, one.ended_at or at)
 
 
-def watch(history: History, place: Place, stream: TextIO) -> Recovery:
+def watch(history: History, place: Place, stream: TextIO, *, colour: bool = True) -> Recovery:
     """Show how far a run is until it ends: a picture on a terminal, else its failures as they come.
 
     Args:
         history: of its store.
         place: the numbers of the run and of the recovery.
         stream: where it is shown.
+        colour: whether it may be in colours.
 
     Returns:
         The recovery as it has ended.
@@ -131,7 +132,8 @@ def watch(history: History, place: Place, stream: TextIO) -> Recovery:
     Raises:
         StoreError: the store cannot be read, or has another run in the place of that.
     """
-    terminal = Terminal(stream) if stream.isatty() else None
+    drawing = stream.isatty() and can_draw()
+    terminal = Terminal(stream, colour=colour) if drawing else None
     watched = Watched(history, place)
     try:
         while True:

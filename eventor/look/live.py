@@ -112,9 +112,10 @@ class Terminal:
 
     Args:
         stream: a text stream that writes to it.
+        colour: False for no colours; else the environment tells.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, *, colour: bool = True) -> None:
         from rich.console import Console  # noqa: PLC0415 (it is optional, and slow to import)
 
         self._stream = stream
@@ -122,7 +123,12 @@ class Terminal:
         self._descriptor, _at_once = own(stream.fileno())
         self._encoding = stream.encoding
         self._console = Console(
-            file=stream, force_terminal=True, highlight=False, markup=False, emoji=False
+            file=stream,
+            force_terminal=True,
+            no_color=None if colour else True,
+            highlight=False,
+            markup=False,
+            emoji=False,
         )
         self._glyphs = _glyphs(self._console, stream.encoding)
         self._drawn = False
@@ -236,9 +242,14 @@ def shown(
             _on_terminal.release()
 
 
+def can_draw() -> bool:
+    """Tell whether the terminal of this program can be drawn on."""
+    return os.environ.get("TERM", "dumb") != "dumb"
+
+
 def _is_terminal() -> bool:
     """Tell whether standard error is a terminal on which a picture can be drawn."""
-    if inside.current_or_none() is not None or os.environ.get("TERM", "dumb") == "dumb":
+    if inside.current_or_none() is not None or not can_draw():
         return False
     try:
         return os.isatty(sys.stderr.fileno())
