@@ -11,9 +11,11 @@ from eventor.errors import DefinitionError, RecoveryError, UsageError
 from eventor.rules import drift
 from eventor.rules.config import read_run_name, read_word
 from eventor.rules.flow import read_sequence
+from eventor.storage.backend import Access
 from eventor.storage.history import History
+from eventor.storage.location import locate
 from eventor.storage.owner import process_of
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.store import Store
 from eventor.types import RaisedEvent, Run, Sequence, Task, TaskStatus
 
 if TYPE_CHECKING:

@@ -44,10 +44,12 @@ from eventor.rules.plan import EventRaised, Plan, TaskActive, TaskKey, Trigger, 
 from eventor.steps import inside
 from eventor.steps.launch import Launcher, most_at_once
 from eventor.steps.signals import Signals
+from eventor.storage.backend import Access
 from eventor.storage.history import History
 from eventor.storage.ledger import Beginning, begin_recovery, begin_run, continue_run
+from eventor.storage.location import locate
 from eventor.storage.owner import has_ended
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.store import Store
 from eventor.types import (
     Cause,
     CauseKind,
@@ -94,8 +96,9 @@ class Eventor:
 
     Args:
         name: names the run in its store; a recovery takes up the latest run of that name.
-        store: where the run is kept: the path of a SQLite file, ':memory:', or an SQLAlchemy URL
-            of a SQLite file. By default the path of the calling script, with .db in place of .py.
+        store: where the run is kept: the path of a SQLite file, ':memory:', or the SQLAlchemy URL
+            of a SQLite file or of a PostgreSQL database, 'postgresql+psycopg://...'. By default the
+            path of the calling script, with .db in place of .py.
         run_mode: `RunMode.restart` begins a new run, `RunMode.recover` a new recovery of the
             latest run; `RunMode.continue_` goes on with the latest recovery of the latest run
             where it stands, or begins a run if there is none.
@@ -128,7 +131,8 @@ class Eventor:
         base = _read_recovery_run(recovery_run, mode)
         file = caller.f_globals.get("__file__")
         script = None if file is None else Path(file)
-        location = locate(_default_store(script, name) if store == "" else store)
+        place = _default_store(script, name) if store == "" else store
+        location = locate(place, self._config.schema)
         stem = self._stem = name or (_stem(script) if script else "eventor")
 
         self._flow = Flow(self._config)

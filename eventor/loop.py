@@ -351,6 +351,8 @@ class Loop:
         failed = []
         for change in changes:
             if isinstance(change, TaskActive):
+                if not self._ledger.is_trusted:
+                    self._ledger.record([], self._clock())  # it may have been taken over
                 begun = self._start(change)
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))

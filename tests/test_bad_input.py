@@ -290,7 +290,7 @@ def unusable(tmp_path):
         b"x.db": "expected a path",
         None: "the store is None",
         "nonsense://x": "is of a kind that eventor cannot use",
-        "postgresql://user:secret@host/db": r"\*\*\*@host/db is of a kind that eventor cannot use",
+        "mysql://user:secret@host/db": r"\*\*\*@host/db is of a kind that eventor cannot use",
         "sqlite:///x.db?mode=ro": "of a kind that eventor cannot use",
         "sqlite://host:port/x": "no URL that SQLAlchemy can read",
     }

@@ -30,7 +30,7 @@ def counting(ev):
     def commit(connection):
         counted["commits"] += connection.get_execution_options()[sqlite.WRITING]
 
-    engine = ev._store._engine
+    engine = ev._store.backend.engine
     event.listen(engine, "before_cursor_execute", heed)
     event.listen(engine, "commit", commit)
     try:

@@ -65,7 +65,7 @@ def test_nothing_goes_on_in_a_store_whose_file_is_not_what_it_was(
 def test_a_store_that_is_full_stops_the_run_and_is_recovered_once_there_is_room(make, tmp_path):
     ran = tmp_path / "ran"
     ev = build(make, lambda: os.urandom(1_000_000), ran.touch)
-    with ev._store._engine.connect() as connection:
+    with ev._store.backend.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 5}")
     with pytest.raises(evr.StoreError, match=r"cannot record what happened: .*full"):

@@ -195,7 +195,7 @@ def test_in_one_program_a_run_is_recovered_once_it_is_closed(make, tmp_path):
     # What could not be released, as on a full disk, is let go of by this program all the same.
     ev = make()
     lock = sqlite3.connect(tmp_path / "flow.db", isolation_level=None)
-    ev._store._engine.connect().exec_driver_sql("PRAGMA busy_timeout = 10").close()
+    ev._store.backend.engine.connect().exec_driver_sql("PRAGMA busy_timeout = 10").close()
     lock.execute("BEGIN IMMEDIATE")
     ev.close()
     lock.close()

@@ -10,8 +10,10 @@ import pytest
 
 import eventor as evr
 from eventor.storage import schema
+from eventor.storage.backend import Access
+from eventor.storage.location import locate
 from eventor.storage.prune import give_back, prune, to_prune
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.store import Store
 from tests.conftest import sql, wait_until
 
 FORK = multiprocessing.get_context("fork")

@@ -19,8 +19,10 @@ from eventor.look import excerpt
 from eventor.look import report as module
 from eventor.look.excerpt import fitting
 from eventor.look.report import page, report
+from eventor.storage.backend import Access
 from eventor.storage.history import History
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.location import locate
+from eventor.storage.store import Store
 from eventor.types import StepReplay, TaskCounts
 from eventor.words import visible
 from tests.conftest import sql

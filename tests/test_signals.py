@@ -2,7 +2,6 @@
 
 import _thread
 import asyncio
-import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -561,22 +560,23 @@ def test_a_look_of_a_signal_handler_in_a_transaction_is_refused_and_harms_nobody
         except evr.UsageError as error:
             refused.append(str(error))
 
-    writing = ev._store.writing
+    write = ev._store.write
 
-    @contextlib.contextmanager
-    def interrupted(what):
-        with writing(what) as connection:
+    def interrupted(what, work, until=None):
+        def working(connection):
             signal.raise_signal(signal.SIGUSR1)
-            yield connection
+            return work(connection)
+
+        return write(what, working, until)
 
     before = signal.signal(signal.SIGUSR1, look)
-    ev._store.writing = interrupted
+    ev._store.write = interrupted
     try:
         ev.trigger_events(go, range(20))
         assert ev() is True
     finally:
         signal.signal(signal.SIGUSR1, before)
-        del ev._store.writing
+        del ev._store.write
     assert len(refused) > 20
     assert "expected calls of stop() and trigger_event() alone" in refused[0]
     assert len(ev.tasks(status="success")) == 20

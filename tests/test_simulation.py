@@ -26,7 +26,9 @@ from eventor import eventor as facade
 from eventor.attached import Attached
 from eventor.rules.plan import TaskEnded
 from eventor.storage import owner, sqlite, store
+from eventor.storage.backend import Access
 from eventor.storage.ledger import Ledger
+from eventor.storage.location import locate
 from eventor.storage.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
@@ -50,7 +52,7 @@ class World:
 
     def __init__(self, path):
         self.path = path
-        self.attached = Attached(store.Store(store.locate(path), store.Access.attach), "")
+        self.attached = Attached(store.Store(locate(path), Access.attach), "")
         self.reader = sqlite3.connect(path, isolation_level=None)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.hits = collections.Counter()

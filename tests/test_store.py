@@ -36,7 +36,7 @@ def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path
         ("look", "7", "str", "active", 1, "association", "go", None),
     ]
     assert sql(tmp_path / "flow.db", "PRAGMA journal_mode") == [("wal",)]
-    with ev._store._engine.connect() as connection:
+    with ev._store.backend.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
@@ -333,10 +333,10 @@ def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
             seen.append(sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_event"))
             raise sqlite3.OperationalError("no luck")
 
-    event.listen(ev._store._engine, "before_cursor_execute", refuse)
+    event.listen(ev._store.backend.engine, "before_cursor_execute", refuse)
     with pytest.raises(evr.StoreError, match="no luck"):
         ev()
-    event.remove(ev._store._engine, "before_cursor_execute", refuse)
+    event.remove(ev._store.backend.engine, "before_cursor_execute", refuse)
     # The event `then` was written before it was refused, in the same transaction.
     assert seen == [[(1,)]]
     assert [raised.event for raised in ev.events()] == ["go"]
@@ -367,10 +367,10 @@ def test_a_commit_that_fails_leaves_nothing_open(make, tmp_path):
     def refuse(_connection):
         raise sqlite3.OperationalError("no luck")
 
-    event.listen(ev._store._engine, "commit", refuse)
+    event.listen(ev._store.backend.engine, "commit", refuse)
     with pytest.raises(evr.StoreError, match="no luck"):
         ev()
-    event.remove(ev._store._engine, "commit", refuse)
+    event.remove(ev._store.backend.engine, "commit", refuse)
     ev.close()
     assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
 

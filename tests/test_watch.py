@@ -10,8 +10,10 @@ import pytest
 import eventor as evr
 from eventor.cli import commands as cli
 from eventor.cli.watch import Watched, watch
+from eventor.storage.backend import Access
 from eventor.storage.history import History
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.location import locate
+from eventor.storage.store import Store
 from tests.conftest import sql
 
 

@@ -6,8 +6,10 @@ import os
 import pytest
 
 import eventor as evr
+from eventor.storage.backend import Access
 from eventor.storage.history import History
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.location import locate
+from eventor.storage.store import Store
 from tests.conftest import sql
 
 

@@ -22,8 +22,10 @@ from eventor.cli import show
 from eventor.errors import EventorError, StoreChangedError
 from eventor.look.files import write_file
 from eventor.rules.config import unknown
+from eventor.storage.backend import Access
 from eventor.storage.history import History
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.location import locate
+from eventor.storage.store import Store
 from eventor.types import OwnerStatus
 from eventor.words import one_line
 

@@ -50,9 +50,11 @@ from eventor.errors import DefinitionError, EventorError, RecoveryError, StoreEr
 from eventor.look.draw import Graph
 from eventor.look.report import report as report_of
 from eventor.rules.config import unknown
+from eventor.storage.backend import Access
 from eventor.storage.history import History
+from eventor.storage.location import locate
 from eventor.storage.prune import give_back, prune, to_prune
-from eventor.storage.store import Access, Store, locate
+from eventor.storage.store import Store
 from eventor.types import OwnerStatus, RunStatus, TaskStatus, ThingKind
 from eventor.words import number_of, size
 

@@ -59,6 +59,12 @@ def _construct(value: object) -> type[Any]:
     return value
 
 
+def _schema(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value and value.isprintable()):
+        return value
+    raise ValueError("the name of a schema of a PostgreSQL database, or None")
+
+
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -203,6 +209,8 @@ class Config:
         linger: seconds for which `ev()` waits for triggers, counted from the last activity, once
             there is nothing left to do; `math.inf` is until `stop` or a signal.
         strict_recovery: whether a recovery refuses to run a flow that is not what was recorded.
+        schema: that of a PostgreSQL database in which the store is; it is made if it is missing.
+            None is that which the database chooses, or which the URL of the store names.
         resources: how much there is of what steps ask for in their config, by name.
         on_transition: what is called with a `Transition` when something has happened in the run: a
             function, or a list of them.
@@ -218,6 +226,7 @@ class Config:
     lease_seconds: float = 30
     linger: float = 0
     strict_recovery: bool = False
+    schema: str | None = None
     resources: Mapping[str, int] = field(default_factory=dict)
     on_transition: Hooks = ()
 
@@ -272,6 +281,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "lease_seconds": _lease,
     "linger": _linger,
     "strict_recovery": _flag,
+    "schema": _schema,
     "on_transition": _hooks,
     "max_attempts": _attempts,
     "retry_delay": read_delay,

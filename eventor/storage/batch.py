@@ -68,18 +68,19 @@ class Texts:
 
         numbers = ("event_id", "task_id")
         self.event = text(
-            insert(schema.event), (c.name for c in schema.event.c if c.name not in numbers)
+            insert(schema.event).inline(), (c.name for c in schema.event.c if c.name not in numbers)
         )
         later_known = (*numbers, "pid", *_TOLD_OF_AN_END[2:])
         self.task = text(
-            insert(schema.task), (c.name for c in schema.task.c if c.name not in later_known)
+            insert(schema.task).inline(),
+            (c.name for c in schema.task.c if c.name not in later_known),
         )
         self.started = text(_update_task("status", "started_at", "attempt").values(due_at=null()))
         self.launched = text(_update_task("pid"))
         ended = _update_task(*_TOLD_OF_AN_END, "result_id")
         known_pid = func.coalesce(_new(schema.task.c.pid), schema.task.c.pid)
         self.ended = text(ended.values(pid=known_pid))
-        self.delayed = text(insert(schema.delay))
+        self.delayed = text(insert(schema.delay).inline())
         self.again = text(_update_task("status", "due_at").values(_NOT_STARTED))
         told = {name: _new(schema.attempt.c[name]) for name in _TOLD_OF_AN_END}
         self.attempted = text(_keep_attempts(schema.task, pid=known_pid, **told))
@@ -297,7 +298,7 @@ def _keep_attempts(source: Table, *where: ColumnElement[bool], **changed: Any) -
     rows = select(*(changed.get(name, source.c[name]) for name in names)).where(
         *(source.c[name] == bindparam(f"of_{name}") for name in _WHICH), *where
     )
-    return insert(schema.attempt).from_select(names, rows)
+    return insert(schema.attempt).inline().from_select(names, rows)
 
 
 def _renewal() -> Update:

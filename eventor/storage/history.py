@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -36,9 +35,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection, Select
 
+    from eventor.storage.location import Location
     from eventor.storage.owner import Owner
     from eventor.storage.rows import Row
-    from eventor.storage.store import Location, Store
+    from eventor.storage.store import Store
 
 Place = tuple[int, int]
 """The numbers of a run and of a recovery of it."""
@@ -124,12 +124,17 @@ class History:
             .order_by(schema.run.c.run_id, schema.recovery.c.recovery)
         )
         of_runs = select(schema.run.c.run_id).where(*which)
-        now = datetime.now(UTC)
-        with self._store.reading("read its runs") as connection:
-            rows = connection.execute(query).all()
-            counts = _counts(connection, of_runs)
-            failed = _failed(connection, of_runs)
-            due = _due(connection, of_runs)
+
+        def work(connection: Connection) -> tuple[Any, ...]:
+            return (
+                self._store.backend.clock(connection, datetime.now(UTC)),
+                connection.execute(query).all(),
+                _counts(connection, of_runs),
+                _failed(connection, of_runs),
+                _due(connection, of_runs),
+            )
+
+        now, rows, counts, failed, due = self._store.read("read its runs", work)
         return [
             Run(
                 run_id,
@@ -173,7 +178,8 @@ class History:
         runs, recoveries = schema.run.c, schema.recovery.c
         where = [] if name is None else [runs.name == name]
         named = "" if name is None else f" named {name!r}"
-        with self._store.reading("find a run") as connection:
+
+        def work(connection: Connection) -> Place:
             latest = connection.scalar(select(func.max(runs.run_id)).where(*where))
             if latest is None:
                 raise RecoveryError(
@@ -190,11 +196,16 @@ class History:
                 raise RecoveryError(f"run {run} has no recovery {recovery}; the latest is {newest}")
             return run, newest if recovery is None else recovery
 
+        return self._store.read("find a run", work)
+
     def owner(self, run_id: int) -> Owner | None:
         """Return the owner of the latest recovery of a run, if it has not ended."""
-        with self._store.reading("read who owns a run") as connection:
-            row = connection.execute(latest_recovery(run_id)).one()
+
+        def found(row: Row) -> Owner | None:
             return None if row.owner_pid is None else owner_of(row)
+
+        (owner,) = self._store.each("read who owns a run", latest_recovery(run_id), found)
+        return owner
 
     def tasks(
         self,
@@ -232,18 +243,18 @@ class History:
         no_longer_ready = columns.status != TaskStatus.ready.value
         which = or_(
             columns.task_id > after,
-            columns.task_id.in_(_listed(running)),
-            and_(columns.task_id.in_(_listed(waiting)), no_longer_ready),
+            columns.task_id.in_(self._store.backend.listed(running)),
+            and_(columns.task_id.in_(self._store.backend.listed(waiting)), no_longer_ready),
         )
-        with self._store.reading("read its tasks") as connection:
-            return [
-                Brief(
-                    *(row.task_id, row.step, sequence_of(row), TaskStatus(row.status)),
-                    *(bool(row.skipped), row.attempt, row.ready_at, row.started_at, row.ended_at),
-                    row.error,
-                )
-                for row in connection.execute(query.where(which))
-            ]
+
+        def brief(row: Row) -> Brief:
+            return Brief(
+                *(row.task_id, row.step, sequence_of(row), TaskStatus(row.status)),
+                *(bool(row.skipped), row.attempt, row.ready_at, row.started_at, row.ended_at),
+                row.error,
+            )
+
+        return self._store.each("read its tasks", query.where(which), brief)
 
     def events(
         self,
@@ -371,15 +382,10 @@ class _Record:
             .where(columns.event == event, columns.seconds == seconds)
             .where(*of_sequence(schema.delay, sequence))
         )
-        with self._store.reading("read what is delayed") as connection:
-            due: datetime | None = connection.scalar(query)
-            return due
-
-
-def _listed(numbers: Iterable[int]) -> Select[Any]:
-    """Return a query for the numbers themselves; there may be more than a statement can name."""
-    each = func.json_each(json.dumps(list(numbers))).table_valued("value")
-    return select(each.c.value)
+        due: datetime | None = self._store.read(
+            "read what is delayed", lambda connection: connection.scalar(query)
+        )
+        return due
 
 
 def _counts(connection: Connection, of_runs: Select[Any]) -> Mapping[Place, TaskCounts]:

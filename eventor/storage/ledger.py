@@ -7,14 +7,15 @@ import json
 import os
 import pickle
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sqlalchemy import and_, bindparam, case, delete, func, insert, select, update
 
 from eventor.errors import OwnershipError, RecoveryError
 from eventor.rules.plan import Left, Standing, TaskKey, Trigger, Wait
-from eventor.storage import owner, schema
+from eventor.storage import lease, owner, schema
 from eventor.storage.batch import Batch, insert_row, texts_of
+from eventor.storage.lease import Lease
 from eventor.storage.owner import Owner
 from eventor.storage.rows import (
     Answer,
@@ -42,12 +43,14 @@ from eventor.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection, Table, Update
+    from sqlalchemy import ColumnElement, Connection, Select, Table, Update
 
     from eventor.rules.plan import Change
+
+T = TypeVar("T")
 
 _FROM_OUTSIDE = (CauseKind.call, CauseKind.step, CauseKind.process)
 
@@ -79,8 +82,10 @@ class Beginning(NamedTuple):
 
 def begin_run(store: Store, name: str, beginning: Beginning) -> Ledger:
     """Begin a new run of that name."""
-    with _claimed() as claim, store.writing("begin a run") as connection:
-        return _begin(connection, store, claim, name, beginning)
+    with _claimed() as claim:
+        return store.write(
+            "begin a run", lambda connection: _begin(connection, store, claim, name, beginning)
+        )
 
 
 def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beginning) -> Ledger:
@@ -96,13 +101,15 @@ def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beg
         RecoveryError: there is no such run or recovery.
         OwnershipError: the run has a live owner.
     """
-    with _claimed() as claim, store.writing("begin a recovery") as connection:
+
+    def work(connection: Connection) -> Ledger:
         run_id = connection.scalar(latest_run(name))
         if run_id is None:
             raise RecoveryError(
                 f"there is nothing to recover: the store {store.location} has no run "
                 f"named {name!r}; {say_names(connection)}"
             )
+        now = store.backend.hold(connection, run_id, beginning.now)
         parents = _parents(connection, run_id)
         latest = max(parents)
         base = latest if based_on is None else based_on
@@ -111,10 +118,13 @@ def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beg
                 f"run {run_id} has no recovery {base} to recover from; "
                 f"it has {', '.join(map(str, sorted(parents)))}"
             )
-        keeper = _refuse_owned(connection, run_id, beginning.now, "recovered")
+        keeper = _refuse_owned(connection, run_id, now, "recovered")
         lineage = tuple(_lineage(parents, base))
-        _insert_recovery(connection, run_id, latest + 1, base, claim, beginning, keeper)
-        return Ledger(store, claim, run_id, latest + 1, lineage, keeper)
+        _insert_recovery(connection, run_id, latest + 1, base, claim, beginning, now, keeper)
+        return Ledger(store, claim, beginning, run_id, latest + 1, lineage, keeper)
+
+    with _claimed() as claim:
+        return store.write("begin a recovery", work)
 
 
 def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
@@ -124,20 +134,25 @@ def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
         OwnershipError: the run has a live owner.
     """
     columns = schema.recovery.c
-    with _claimed() as claim, store.writing("take up a run") as connection:
+
+    def work(connection: Connection) -> Ledger:
         run_id = connection.scalar(latest_run(name))
         if run_id is None:
             return _begin(connection, store, claim, name, beginning)
+        now = store.backend.hold(connection, run_id, beginning.now)
         parents = _parents(connection, run_id)
         latest = max(parents)
-        keeper = _refuse_owned(connection, run_id, beginning.now, "continued")
+        keeper = _refuse_owned(connection, run_id, now, "continued")
         connection.execute(
             update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
-            _owned(claim, beginning),
+            _owned(claim, beginning, now),
         )
         _forget_stops(connection, run_id, latest, beginning.now)
         lineage = tuple(_lineage(parents, latest))
-        return Ledger(store, claim, run_id, latest, lineage, keeper, continues=True)
+        return Ledger(store, claim, beginning, run_id, latest, lineage, keeper, continues=True)
+
+    with _claimed() as claim:
+        return store.write("take up a run", work)
 
 
 class Ledger:
@@ -154,6 +169,7 @@ class Ledger:
         self,
         store: Store,
         claim: Owner,
+        beginning: Beginning,
         run_id: int,
         recovery: int,
         lineage: tuple[int, ...],
@@ -167,6 +183,7 @@ class Ledger:
         self.recovery = recovery
         self._store = store
         self._claim = claim
+        self._lease = Lease(beginning.lease_seconds)
         self._lineage = lineage
         self._bases = [base for base in lineage if base != recovery]
         self._here: dict[str, Any] = {"run_id": run_id, "recovery": recovery}
@@ -183,7 +200,12 @@ class Ledger:
     @property
     def shared(self) -> bool:
         """Whether other processes can reach this store, and ask something of the run."""
-        return self._store.location.path is not None
+        return self._store.backend.shared
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nobody can have taken over by now, so that what was recorded may be started."""
+        return self._lease.is_trusted
 
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
@@ -219,13 +241,11 @@ class Ledger:
             .outerjoin(ended, row_of(ended, "ended"))
             .order_by(columns.task_id)
         )
-        with self._store.reading("read what was run before") as connection:
-            return {task_key(row): left_of(row) for row in connection.execute(query)}
+        return dict(self._each("read what was run before", query, _task_left))
 
     def delays(self) -> dict[Wait, datetime]:
         """Return when what was delayed was to act, of which the recoveries before this one tell."""
-        with self._store.reading("read what was delayed before") as connection:
-            return _delays(connection, self.run_id, self._bases)
+        return self._delays("read what was delayed before", self._bases)
 
     def standing(self) -> Standing | None:
         """Return where this recovery stands, if it is continued."""
@@ -238,18 +258,14 @@ class Ledger:
             .order_by(events.event_id)
         )
         created = select(*_LEFT, tasks.result_id).where(*self._mine(schema.task))
-        with self._store.reading("read where it stands") as connection:
-            return Standing(
-                {
-                    (row.event, sequence_of(row)): row.raised_at
-                    for row in connection.execute(raised)
-                },
-                {
-                    task_key(row): left_of(row)
-                    for row in connection.execute(created.order_by(tasks.task_id))
-                },
-                _delays(connection, self.run_id, [self.recovery]),
-            )
+        what = "read where it stands"
+        return Standing(
+            dict(
+                self._each(what, raised, lambda row: ((row.event, sequence_of(row)), row.raised_at))
+            ),
+            dict(self._each(what, created.order_by(tasks.task_id), _task_left)),
+            self._delays(what, [self.recovery]),
+        )
 
     def triggers(self) -> list[Trigger]:
         """Return what the recoveries on which this one is based were triggered with, once each."""
@@ -265,15 +281,7 @@ class Ledger:
             .group_by(*which)
             .order_by(func.min(columns.event_id))
         )
-        with self._store.reading("read what was triggered before") as connection:
-            return [
-                Trigger(
-                    row.event,
-                    sequence_of(row),
-                    Cause(CauseKind.recovery, detail=str(row.recovery)),
-                )
-                for row in connection.execute(query)
-            ]
+        return self._each("read what was triggered before", query, _trigger_again)
 
     def triggered(self) -> set[str]:
         """Return the events that this recovery, or one before it, was triggered with."""
@@ -287,8 +295,7 @@ class Ledger:
             )
             .distinct()
         )
-        with self._store.reading("read what was triggered") as connection:
-            return set(connection.scalars(query))
+        return set(self._each("read what was triggered", query, lambda row: str(row.event)))
 
     def definition_before(self) -> Any:
         """Return the definition that the recoveries before this one recorded last, or None."""
@@ -316,10 +323,13 @@ class Ledger:
 
     def requests(self) -> list[Request]:
         """Return what other processes have asked of this run and nobody has taken up, in order."""
-        with self._store.reading("read what was asked of the run") as connection:
+
+        def work(connection: Connection) -> list[Request]:
             text = texts_of(connection.dialect).waiting
             rows = connection.exec_driver_sql(text, {"of_run_id": self.run_id})
             return [request_of(row) for row in rows]
+
+        return self._store.read("read what was asked of the run", work, self._lease.try_until)
 
     def answer(self, answers: Mapping[int, Answer]) -> bool:
         """Take note of what becomes of requests, by their numbers, for the next `record`.
@@ -330,14 +340,15 @@ class Ledger:
         self._answers = answers
         return bool(answers)
 
-    def record(self, changes: Iterable[Change], now: datetime) -> None:
+    def record(self, changes: Collection[Change], now: datetime) -> None:
         """Write all changes of one pass in one transaction, which also renews the lease.
 
         Raises:
             OwnershipError: another recovery has begun, since this one was not heard of for longer
                 than its lease; nothing is written any more.
         """
-        with self._store.writing("record what happened") as connection:
+
+        def work(connection: Connection) -> None:
             self._renew(connection, now)
             if self._undefined is not None:
                 self._define(connection, self._undefined[0])
@@ -347,6 +358,10 @@ class Ledger:
             batch.write()
             if self._answers:
                 self._take_up(connection, now)
+
+        asked_at = lease.clock()
+        self._store.write("record what happened", work, self._lease.try_until)
+        self._lease.renew(asked_at)
         if self._undefined is not None:
             self._defined, self._undefined = self._undefined[1], None
         self._answers = {}
@@ -372,13 +387,16 @@ class Ledger:
             sequence: the sequence.
             earlier: whether those on which this recovery is based count for what it has not begun.
         """
-        found: dict[str, StoredResult | str] = {}
         names = list(steps)
-        with self._store.reading("read results") as connection:
+
+        def work(connection: Connection) -> dict[str, StoredResult | str]:
+            found: dict[str, StoredResult | str] = {}
             for start in range(0, len(names), _NAMES_AT_ONCE):
                 some = names[start : start + _NAMES_AT_ONCE]
                 found |= self._results(connection, some, sequence, earlier)
-        return found
+            return found
+
+        return self._store.read("read results", work, self._lease.try_until)
 
     def events(
         self, event: str | None = None, sequence: Sequence | None = None
@@ -393,15 +411,29 @@ class Ledger:
     def release(self, now: datetime) -> None:
         """Record that this recovery has no owner any more; if that fails, it has none either."""
         columns = ("owner_host", "owner_pid", "owner_began", "heartbeat_at")
+        mine = schema.recovery.c.owner_began == self._claim.began
+
+        def work(connection: Connection) -> None:
+            self._store.backend.hold(connection, self.run_id, now)
+            connection.execute(
+                update(schema.recovery).where(*self._mine(schema.recovery), mine),
+                {**dict.fromkeys(columns), "ended_at": now},
+            )
+
         try:
-            with self._store.writing("release the run") as connection:
-                mine = schema.recovery.c.owner_began == self._claim.began
-                connection.execute(
-                    update(schema.recovery).where(*self._mine(schema.recovery), mine),
-                    {**dict.fromkeys(columns), "ended_at": now},
-                )
+            self._store.write("release the run", work)
         finally:
             owner.disclaim(self._claim)
+
+    def _each(self, what: str, query: Select[Any], made: Callable[[Row], T]) -> list[T]:
+        return self._store.each(what, query, made, self._lease.try_until)
+
+    def _delays(self, what: str, recoveries: Collection[int]) -> dict[Wait, datetime]:
+        columns = schema.delay.c
+        query = select(schema.delay).where(
+            columns.run_id == self.run_id, columns.recovery.in_(recoveries)
+        )
+        return dict(self._each(what, query, _wait_due))
 
     def _results(
         self, connection: Connection, steps: list[str], sequence: Sequence, earlier: bool
@@ -451,7 +483,8 @@ class Ledger:
     def _renew(self, connection: Connection, now: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
         texts = texts_of(connection.dialect)
-        row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(now)}
+        clock = self._store.backend.hold(connection, self.run_id, now)
+        row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(clock)}
         if connection.exec_driver_sql(texts.renew, row).rowcount:
             return
         latest = connection.execute(latest_recovery(self.run_id)).one_or_none()
@@ -475,8 +508,9 @@ def _begin(
     beginning: Beginning,
 ) -> Ledger:
     run_id = insert_row(connection, schema.run, {"name": name, "began_at": beginning.now})
-    _insert_recovery(connection, run_id, 0, None, claim, beginning)
-    return Ledger(store, claim, run_id, 0, ())
+    now = store.backend.clock(connection, beginning.now)
+    _insert_recovery(connection, run_id, 0, None, claim, beginning, now)
+    return Ledger(store, claim, beginning, run_id, 0, ())
 
 
 @contextmanager
@@ -521,6 +555,7 @@ def _insert_recovery(
     based_on: int | None,
     claim: Owner,
     beginning: Beginning,
+    now: datetime,
     keeper: Owner | None = None,
 ) -> None:
     """Insert a recovery; until it has a keeper of its own, that of the dead owner before it stays.
@@ -532,21 +567,21 @@ def _insert_recovery(
         "recovery": recovery,
         "based_on": based_on,
         "began_at": beginning.now,
-        **_owned(claim, beginning),
+        **_owned(claim, beginning, now),
         "keeper_pid": None if keeper is None else keeper.pid,
         "keeper_began": None if keeper is None else keeper.began,
     }
     connection.execute(insert(schema.recovery), row)
 
 
-def _owned(claim: Owner, beginning: Beginning) -> dict[str, Any]:
+def _owned(claim: Owner, beginning: Beginning, now: datetime) -> dict[str, Any]:
     return {
         "owner_host": claim.host,
         "owner_pid": claim.pid,
         "owner_began": claim.began,
         "program": beginning.program,
         "lease_seconds": beginning.lease_seconds,
-        "heartbeat_at": beginning.now,
+        "heartbeat_at": now,
         "ended_at": None,
     }
 
@@ -579,6 +614,19 @@ def _refuse_owned(connection: Connection, run_id: int, now: datetime, to_be: str
     if row.owner_pid == os.getpid():
         raise OwnershipError(f"{held}: that is this program, which has to close it first")
     raise OwnershipError(f"{held} while that process lives")
+
+
+def _task_left(row: Row) -> tuple[TaskKey, Left]:
+    return task_key(row), left_of(row)
+
+
+def _wait_due(row: Row) -> tuple[Wait, datetime]:
+    return Wait(row.event, sequence_of(row), row.seconds), row.due_at
+
+
+def _trigger_again(row: Row) -> Trigger:
+    cause = Cause(CauseKind.recovery, detail=str(row.recovery))
+    return Trigger(row.event, sequence_of(row), cause)
 
 
 def _last_end(tasks: list[Row], recovery: int) -> Row | str:
@@ -625,12 +673,3 @@ def _parents(connection: Connection, run_id: int) -> dict[int, int | None]:
     columns = schema.recovery.c
     query = select(columns.recovery, columns.based_on).where(columns.run_id == run_id)
     return {row.recovery: row.based_on for row in connection.execute(query)}
-
-
-def _delays(connection: Connection, run_id: int, recoveries: Collection[int]) -> dict[Wait, Any]:
-    columns = schema.delay.c
-    query = select(schema.delay).where(columns.run_id == run_id, columns.recovery.in_(recoveries))
-    return {
-        Wait(row.event, sequence_of(row), row.seconds): row.due_at
-        for row in connection.execute(query)
-    }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from eventor.storage.backend import Backend
     from eventor.storage.store import Store
     from eventor.types import Run
 
@@ -92,11 +93,14 @@ def prune(
     chosen = to_prune(History(store).runs(name), keep, older_than, now)
     if not chosen:
         return []
-    with store.writing("delete runs") as connection:
-        unchanged = [run for run in chosen if _is_unchanged(connection, run)]
+
+    def work(connection: Connection) -> list[Run]:
+        unchanged = [run for run in chosen if _is_unchanged(connection, store.backend, run)]
         if unchanged:
-            _delete(connection, [run.run_id for run in unchanged])
-    return unchanged
+            _delete(connection, store.backend, [run.run_id for run in unchanged])
+        return unchanged
+
+    return store.write("delete runs", work)
 
 
 def give_back(store: Store) -> bool:
@@ -119,20 +123,21 @@ def give_back(store: Store) -> bool:
     return True
 
 
-def _is_unchanged(connection: Connection, run: Run) -> bool:
+def _is_unchanged(connection: Connection, backend: Backend, run: Run) -> bool:
     """Tell whether no program has begun to run, or has run, what was seen to be at rest."""
+    now = backend.hold(connection, run.run_id, datetime.now(UTC))
     latest = connection.execute(latest_recovery(run.run_id)).one_or_none()
-    if latest is None or is_held(latest, datetime.now(UTC)):
+    if latest is None or is_held(latest, now):
         return False
     seen = run.recoveries[-1]
-    now = (latest.recovery, latest.heartbeat_at, latest.ended_at)
-    return now == (seen.recovery, seen.heard_at, seen.ended_at)
+    found = (latest.recovery, latest.heartbeat_at, latest.ended_at)
+    return found == (seen.recovery, seen.heard_at, seen.ended_at)
 
 
-def _delete(connection: Connection, run_ids: Collection[int]) -> None:
+def _delete(connection: Connection, backend: Backend, run_ids: Collection[int]) -> None:
     kept = schema.task.c.result_id
     results = [
-        {"of_result": result_id}
+        result_id
         for run_id in run_ids
         for result_id in connection.scalars(
             select(kept).where(schema.task.c.run_id == run_id, kept.is_not(None)).distinct()
@@ -144,9 +149,4 @@ def _delete(connection: Connection, run_ids: Collection[int]) -> None:
         if "run_id" in table.c:
             connection.execute(delete(table).where(table.c.run_id == bindparam("of_run")), runs)
     if results:
-        # For each result SQLite looks whether a task refers to it still: without an index, at all
-        # tasks. One that stays would cost each step of every run a little.
-        connection.exec_driver_sql("CREATE INDEX eventor_pruning ON eventor_task (result_id)")
-        gone = schema.result.c.result_id == bindparam("of_result")
-        connection.execute(delete(schema.result).where(gone), results)
-        connection.exec_driver_sql("DROP INDEX eventor_pruning")
+        backend.delete_results(connection, results)

@@ -15,6 +15,7 @@ from eventor.types import (
     Attempt,
     Cause,
     CauseKind,
+    RaisedEvent,
     Sequence,
     StepReplay,
     StoredResult,
@@ -107,6 +108,11 @@ def cause_columns(cause: Cause) -> dict[str, str | None]:
         "cause_source": cause.source,
         "cause_detail": cause.detail,
     }
+
+
+def event_of(row: Row) -> RaisedEvent:
+    """Return the record of an event."""
+    return RaisedEvent(row.event, sequence_of(row), row.recovery, row.raised_at, cause_of(row))
 
 
 def owner_of(row: Row) -> Owner:

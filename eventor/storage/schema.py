@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     DateTime,
     Float,
@@ -26,7 +27,10 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from sqlalchemy.engine import Dialect
+    from sqlalchemy.types import TypeEngine
 
 VERSION = 5
 """The version of this schema, recorded in the store."""
@@ -43,8 +47,8 @@ _TASK_VIEW = """CREATE VIEW eventor_v_task AS SELECT
     ready_at,
     started_at,
     eventor_task.ended_at,
-    round((julianday(started_at) - julianday(ready_at)) * 86400, 3) AS waited_seconds,
-    round((julianday(eventor_task.ended_at) - julianday(started_at)) * 86400, 3) AS seconds,
+    {waited} AS waited_seconds,
+    {seconds} AS seconds,
     due_at,
     pid,
     error,
@@ -64,7 +68,7 @@ _RUN_VIEW = """CREATE VIEW eventor_v_run AS SELECT
     program,
     eventor_recovery.began_at,
     ended_at,
-    round((julianday(ended_at) - julianday(eventor_recovery.began_at)) * 86400, 3) AS seconds,
+    {lasted} AS seconds,
     coalesce(ready, 0) AS ready,
     coalesce(active, 0) AS active,
     coalesce(success, 0) AS success,
@@ -78,16 +82,40 @@ LEFT JOIN (
     SELECT
         run_id AS of_run_id,
         recovery AS of_recovery,
-        sum(status = 'ready') AS ready,
-        sum(status = 'active') AS active,
-        sum(status = 'success' AND replay IS NOT 'skip') AS success,
-        sum(status = 'failure') AS failure,
-        sum(status = 'success' AND replay IS 'skip') AS skipped
+        count(CASE WHEN status = 'ready' THEN 1 END) AS ready,
+        count(CASE WHEN status = 'active' THEN 1 END) AS active,
+        count(CASE WHEN status = 'success' AND coalesce(replay, '') <> 'skip' THEN 1 END)
+            AS success,
+        count(CASE WHEN status = 'failure' THEN 1 END) AS failure,
+        count(CASE WHEN status = 'success' AND replay = 'skip' THEN 1 END) AS skipped
     FROM eventor_task GROUP BY run_id, recovery
 ) ON of_run_id = eventor_recovery.run_id AND of_recovery = recovery"""
 
-VIEWS = (_TASK_VIEW, _RUN_VIEW)
-"""The statements that make the views, whose columns other tools may rely on."""
+_SECONDS = {
+    "sqlite": "round((julianday({end}) - julianday({begin})) * 86400, 3)",
+    "postgresql": "round(extract(epoch FROM {end} - {begin})::numeric, 3)::float8",
+}
+"""How many seconds have passed between two times, as each kind of database tells it."""
+
+
+def views(kind: str) -> list[str]:
+    """Return the statements that make the views, whose columns other tools may rely on.
+
+    Args:
+        kind: of the database: *sqlite* or *postgresql*.
+    """
+
+    def between(begin: str, end: str) -> str:
+        return _SECONDS[kind].format(begin=begin, end=end)
+
+    return [
+        _TASK_VIEW.format(
+            waited=between("ready_at", "started_at"),
+            seconds=between("started_at", "eventor_task.ended_at"),
+        ),
+        _RUN_VIEW.format(lasted=between("eventor_recovery.began_at", "ended_at")),
+    ]
+
 
 MIGRATIONS = {
     1: (
@@ -164,26 +192,40 @@ MIGRATIONS = {
     4: (
         "ALTER TABLE eventor_recovery ADD COLUMN program TEXT",
         "ALTER TABLE eventor_recovery ADD COLUMN ended_at DATETIME",
-        *VIEWS,
+        *views("sqlite"),
     ),
 }
-"""For an earlier version, the statements that make the next one of it."""
+"""For an earlier version, the statements that make the next one of it, in SQLite.
+
+There have been stores in PostgreSQL since version 5.
+"""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime, kept without its zone and in UTC."""
+    """An aware datetime, in UTC; SQLite keeps it without its zone."""
 
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return the type of the column."""
+        return dialect.type_descriptor(DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Return what the database keeps."""
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """Return what a program sees."""
-        return None if value is None else value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+
+Number = Integer().with_variant(BigInteger(), "postgresql")
+"""The number of a row; SQLite has but one kind of integers."""
 
 metadata = MetaData()
 
@@ -196,7 +238,7 @@ schema = Table(
 run = Table(
     "eventor_run",
     metadata,
-    Column("run_id", Integer, primary_key=True),
+    Column("run_id", Number, primary_key=True),
     Column("name", Text, nullable=False, index=True),
     Column("began_at", UtcDateTime, nullable=False),
     sqlite_autoincrement=True,  # the number of a run that was pruned is not given again
@@ -224,7 +266,7 @@ recovery = Table(
 definition = Table(
     "eventor_definition",
     metadata,
-    Column("run_id", Integer, primary_key=True, autoincrement=False),
+    Column("run_id", Number, primary_key=True, autoincrement=False),
     Column("recovery", Integer, primary_key=True, autoincrement=False),
     Column("definition", Text, nullable=False),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
@@ -233,7 +275,7 @@ definition = Table(
 result = Table(
     "eventor_result",
     metadata,
-    Column("result_id", Integer, primary_key=True),
+    Column("result_id", Number, primary_key=True),
     Column("encoding", Text, nullable=False),
     Column("data", LargeBinary, nullable=False),
 )
@@ -250,8 +292,8 @@ def _cause() -> tuple[Column[str], Column[str], Column[str]]:
 event = Table(
     "eventor_event",
     metadata,
-    Column("event_id", Integer, primary_key=True),
-    Column("run_id", Integer, nullable=False),
+    Column("event_id", Number, primary_key=True),
+    Column("run_id", Number, nullable=False),
     Column("recovery", Integer, nullable=False),
     Column("event", Text, nullable=False),
     Column("sequence", Text, nullable=False),
@@ -265,8 +307,8 @@ event = Table(
 task = Table(
     "eventor_task",
     metadata,
-    Column("task_id", Integer, primary_key=True),
-    Column("run_id", Integer, nullable=False),
+    Column("task_id", Number, primary_key=True),
+    Column("run_id", Number, nullable=False),
     Column("recovery", Integer, nullable=False),
     Column("step", Text, nullable=False),
     Column("sequence", Text, nullable=False),
@@ -293,8 +335,8 @@ task = Table(
 attempt = Table(
     "eventor_attempt",
     metadata,
-    Column("attempt_id", Integer, primary_key=True),
-    Column("run_id", Integer, nullable=False),
+    Column("attempt_id", Number, primary_key=True),
+    Column("run_id", Number, nullable=False),
     Column("recovery", Integer, nullable=False),
     Column("step", Text, nullable=False),
     Column("sequence", Text, nullable=False),
@@ -316,7 +358,7 @@ attempt = Table(
 delay = Table(
     "eventor_delay",
     metadata,
-    Column("run_id", Integer, primary_key=True, autoincrement=False),
+    Column("run_id", Number, primary_key=True, autoincrement=False),
     Column("recovery", Integer, primary_key=True, autoincrement=False),
     Column("event", Text, primary_key=True),
     Column("sequence", Text, primary_key=True),
@@ -330,8 +372,8 @@ delay = Table(
 request = Table(
     "eventor_request",
     metadata,
-    Column("request_id", Integer, primary_key=True),
-    Column("run_id", Integer, nullable=False),
+    Column("request_id", Number, primary_key=True),
+    Column("run_id", Number, nullable=False),
     Column("recovery", Integer, nullable=False),
     Column("kind", Text, nullable=False),
     Column("event", Text),
@@ -347,4 +389,15 @@ request = Table(
 )
 
 # Of those that wait alone, so that a look at them costs the same however many there have been.
-Index("eventor_request_waiting", request.c.run_id, sqlite_where=request.c.taken_at.is_(None))
+Index(
+    "eventor_request_waiting",
+    request.c.run_id,
+    sqlite_where=request.c.taken_at.is_(None),
+    postgresql_where=request.c.taken_at.is_(None),
+)
+
+# By it PostgreSQL sees that no task refers to a result which is deleted. For that, SQLite makes an
+# index of its own, which nobody who uses the same file notices.
+Index(
+    "eventor_task_result", task.c.result_id, postgresql_where=task.c.result_id.is_not(None)
+).ddl_if(dialect="postgresql")

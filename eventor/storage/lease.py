@@ -1,0 +1,49 @@
+"""For how long an owner may trust that its run is its own (Gray and Cheriton, Leases, SOSP 1989).
+
+The database's clock tells others when the lease has run out. The owner counts from before it has
+asked for it, and stops early, so that it has stopped by then whatever the network does.
+"""
+
+from __future__ import annotations
+
+import time
+
+_TRUSTED = 2 / 3
+"""The part of a lease for which its owner trusts it; in the rest it ends what it has started."""
+
+_LAST_TRY_SECONDS = 1.0
+
+
+def clock() -> float:
+    """Return seconds by a clock that is never set, and that goes on while the machine sleeps."""
+    # On macOS, which has no such clock, the monotonic one does.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Lease:
+    """The lease of an owner, by its own clock.
+
+    Args:
+        seconds: how long it lasts once it was renewed.
+
+    Attributes:
+        seconds: as given.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._trusted_until = clock() + seconds * _TRUSTED
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether nobody can have taken over by now."""
+        return clock() < self._trusted_until
+
+    @property
+    def try_until(self) -> float:
+        """Until when to try to renew it, by `clock`; if that is past, once more for a moment."""
+        return max(self._trusted_until, clock() + min(_LAST_TRY_SECONDS, self.seconds / 6))
+
+    def renew(self, asked_at: float) -> None:
+        """Take note that it was renewed, by who had asked for that at `asked_at` or later."""
+        self._trusted_until = asked_at + self.seconds * _TRUSTED

@@ -1,0 +1,121 @@
+"""Where a store lives: a SQLite file, memory alone, or a schema of a PostgreSQL database."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from eventor.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+MEMORY = ":memory:"
+
+_SQLITE = ("sqlite", "sqlite+pysqlite")
+_POSTGRESQL = ("postgresql", "postgresql+psycopg")
+
+_SECRETS = {"password", "sslpassword"}
+"""Parameters of a URL that are not shown, like the password before its host."""
+
+_LONGEST_NAME = 63
+"""Bytes; PostgreSQL cuts longer names off (postgresql.org, Lexical Structure)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a store lives.
+
+    Attributes:
+        path: of a SQLite file; None for one that is elsewhere, or in memory only.
+        url: of a PostgreSQL database.
+        schema: in which its tables are there; None for that which the database chooses.
+    """
+
+    path: Path | None = None
+    url: URL | None = None
+    schema: str | None = None
+
+    def __str__(self) -> str:
+        """Return what `locate` takes, but for a password."""
+        if self.url is None:
+            return MEMORY if self.path is None else str(self.path)
+        told = {} if self.schema is None else {"schema": self.schema}
+        told |= dict.fromkeys(_SECRETS & self.url.query.keys(), "***")
+        return self.url.update_query_dict(told).render_as_string()
+
+
+def locate(store: str | os.PathLike[str], schema: str | None = None) -> Location:
+    """Return where the store that a program named lives.
+
+    Args:
+        store: ':memory:', the path of a SQLite file, or the SQLAlchemy URL of one or of a
+            PostgreSQL database, which may name the schema as in `?schema=flows`.
+        schema: that of the config, if it names one.
+
+    Raises:
+        StoreError: it is none of these.
+        ConfigError: there is no such thing as a schema in it, or it names another.
+    """
+    location = _locate(store)
+    if schema is None or schema == location.schema:
+        return location
+    if location.url is None:
+        raise ConfigError(
+            f"schema in Eventor's config is {schema!r}, and the store {location} has none; expected"
+            " a PostgreSQL store, or to leave schema out"
+        )
+    if location.schema is not None:
+        raise ConfigError(
+            f"schema in Eventor's config is {schema!r}, and the store {location} names another; "
+            "expected it in one of the two places"
+        )
+    return Location(url=location.url, schema=_schema(schema, location))
+
+
+def _locate(store: str | os.PathLike[str]) -> Location:
+    if not isinstance(store, str | os.PathLike):
+        raise StoreError(f"the store is {store!r}; expected a path, a URL or ':memory:'")
+    place = os.fsdecode(store)
+    if isinstance(store, str) and "://" in place:
+        return _locate_url(place)
+    if place == MEMORY:
+        return Location()
+    if not place or "\0" in place:
+        raise StoreError(f"the store is {place!r}; expected a path, a URL or ':memory:'")
+    try:
+        return Location(Path(place).absolute())
+    except OSError as error:
+        raise StoreError(f"the store {place} is no place that can be known: {error}") from error
+
+
+def _locate_url(place: str) -> Location:
+    try:
+        url = make_url(place)
+    except (ArgumentError, ValueError) as error:
+        raise StoreError(f"the store is no URL that SQLAlchemy can read: {error}") from error
+    if url.drivername in _SQLITE and not (url.query or url.host):
+        return _locate(url.database or MEMORY)
+    if url.drivername not in _POSTGRESQL:
+        raise StoreError(
+            f"the store {url.render_as_string()} is of a kind that eventor cannot use; expected "
+            "sqlite:///relative/path.db, sqlite:////absolute/path.db or "
+            "postgresql+psycopg://user:password@host/database"
+        )
+    schema = url.query.get("schema")
+    found = Location(url=url.difference_update_query(["schema"]).set(drivername=_POSTGRESQL[1]))
+    return found if schema is None else Location(url=found.url, schema=_schema(schema, found))
+
+
+def _schema(name: object, location: Location) -> str:
+    if isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) <= _LONGEST_NAME:
+        return name
+    raise StoreError(
+        f"the schema of the store {location} is {name!r}; expected one name of printable "
+        f"characters, {_LONGEST_NAME} bytes at most"
+    )

@@ -1,0 +1,360 @@
+"""A store in a PostgreSQL database, in a schema of it, which many programs may share.
+
+A transaction that writes to a run locks the row of that run first. So those of one run come one
+after the other, as in SQLite, and each sees what the one before it has left; those of others go on
+at the same time. Whether a transaction has been committed whose connection was lost in the middle
+of that is asked of the database (postgresql.org, pg_xact_status).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import time
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import BigInteger, create_engine, delete, event, func, insert, literal, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateSchema
+
+from eventor.errors import RecoveryError, StoreError
+from eventor.storage import lease, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Engine, Select
+
+    from eventor.storage.backend import Access
+    from eventor.storage.location import Location
+
+T = TypeVar("T")
+
+_OPEN_SECONDS = 10.0
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 1.0
+"""Seconds between two tries, of which each takes twice as long as the one before."""
+
+_OLDEST = 130_000
+"""The version from which on it tells what has become of a transaction, as libpq writes it."""
+
+_IDLE = "60s"
+"""After that a transaction of a program that is dead, or cannot be reached, is undone."""
+
+_READ_ONLY_SERVER = "25006"
+"""What a server says that has become a replica (postgresql.org, Error Codes)."""
+
+_LOCK = 0x6576656E746F72
+"""The word eventor: the number of the lock under which tables are made."""
+
+_HOLD = """SELECT pg_current_xact_id()::text AS number, clock_timestamp() AS now
+    FROM eventor_run WHERE run_id = %(run_id)s FOR NO KEY UPDATE"""
+_NUMBER = "SELECT pg_current_xact_id()::text"
+_STATUS = "SELECT pg_xact_status(%(number)s::xid8)"
+_NOW = "SELECT clock_timestamp()"
+_SIZE = """SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)
+    FROM unnest(%(names)s::text[]) AS name"""
+_SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname = %(name)s"
+_SETTINGS = f"""SELECT set_config('TimeZone', 'UTC', false),
+    set_config('idle_in_transaction_session_timeout', '{_IDLE}', false),
+    CASE WHEN current_setting('synchronous_commit') = 'off'
+        THEN set_config('synchronous_commit', 'on', false) END"""
+
+
+class PostgreSQLBackend:
+    """See `backend.Backend`.
+
+    Args:
+        location: the database, and the schema.
+        access: what it is opened for.
+    """
+
+    shared = True
+
+    def __init__(self, location: Location, access: Access) -> None:
+        self._location = location
+        self._access = access
+        self.engine = _open_engine(location, lambda: self._until)
+        self._connection: Connection | None = None
+        self._until = 0.0
+        self._number: str | None = None
+
+    def open(self) -> None:
+        """Make sure that the schema has the tables of this version; a lost connection is lost."""
+        until = lease.clock() + _OPEN_SECONDS
+        if self._access.makes:
+            self._write(self._add_tables, until)
+        else:
+            self._read(self._check_tables, until)
+
+    def write(self, work: Callable[[Connection], T], until: float) -> T:
+        """Do work in a transaction, again if a connection was lost before it was committed."""
+        return _retried(functools.partial(self._write, work, until), until)
+
+    def read(self, work: Callable[[Connection], T], until: float) -> T:
+        """Do work that writes nothing, again if a connection was lost."""
+        return _retried(functools.partial(self._read, work, until), until)
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """Give a connection in a transaction that sees one state of the database."""
+        with self._connected(lease.clock() + _OPEN_SECONDS, reads=True) as connection:
+            yield connection
+            connection.commit()
+
+    def hold(self, connection: Connection, run_id: int, _now: datetime) -> datetime:
+        """Lock the row of a run, and return the time of the database."""
+        held = connection.exec_driver_sql(_HOLD, {"run_id": run_id}).one_or_none()
+        if held is None:
+            return self.clock(connection, _now)
+        self._number = held.number
+        now: datetime = held.now
+        return now
+
+    def clock(self, connection: Connection, _now: datetime) -> datetime:
+        """Return the time of the database."""
+        now: datetime = connection.exec_driver_sql(_NOW).scalar_one()
+        return now
+
+    def listed(self, numbers: Iterable[int]) -> Select[tuple[int]]:
+        """Return a query for the numbers."""
+        return select(func.unnest(literal(list(numbers), ARRAY(BigInteger))))
+
+    def delete_results(self, connection: Connection, numbers: Collection[int]) -> None:
+        """Delete results."""
+        columns = schema.result.c
+        connection.execute(delete(schema.result).where(columns.result_id.in_(self.listed(numbers))))
+
+    def size(self) -> int:
+        """Return how many bytes its tables take, with their indexes."""
+        names = {"names": list(schema.metadata.tables)}
+        return int(
+            self._read(
+                lambda connection: connection.exec_driver_sql(_SIZE, names).scalar_one(),
+                lease.clock() + _OPEN_SECONDS,
+            )
+        )
+
+    def shrink(self) -> None:
+        """Do nothing: PostgreSQL uses the space again by itself (autovacuum)."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._discard()
+        self.engine.dispose()
+
+    def _write(self, work: Callable[[Connection], T], until: float) -> T:
+        self._number = None
+        with self._connected(until) as connection:
+            found = work(connection)
+            number = self._number or connection.exec_driver_sql(_NUMBER).scalar_one()
+            try:
+                connection.commit()
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                lost = error
+            else:
+                return found
+        self._discard()
+        if not self._has_committed(number, until):
+            raise lost
+        return found
+
+    def _read(self, work: Callable[[Connection], T], until: float) -> T:
+        with self._connected(until, reads=True) as connection:
+            found = work(connection)
+            connection.commit()
+            return found
+
+    def _has_committed(self, number: str, until: float) -> bool:
+        """Tell what has become of a transaction of which the end was not heard."""
+        given = {"number": number}
+        while True:
+            status = self.read(
+                lambda connection: connection.exec_driver_sql(_STATUS, given).scalar_one(), until
+            )
+            if status != "in progress":
+                return bool(status == "committed")
+            if lease.clock() > until:
+                raise StoreError(
+                    f"the store {self._location} does not tell whether what it was given last is "
+                    "recorded: the connection was lost, and that transaction has not ended yet"
+                )
+            time.sleep(_FIRST_PAUSE)
+
+    @contextmanager
+    def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:
+        """Give a connection, which begins a transaction by itself; after an error it is closed."""
+        self._until = until
+        try:
+            if self._connection is None:
+                self._connection = self.engine.connect()
+            self._connection.execution_options(
+                isolation_level="REPEATABLE READ" if reads else "READ COMMITTED",
+                postgresql_readonly=reads,
+            )
+            yield self._connection
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        failed, self._connection = self._connection, None
+        if failed is not None:
+            # Not by a rollback, for which it would wait if the network is gone.
+            with contextlib.suppress(DBAPIError):
+                failed.invalidate()
+            failed.close()
+
+    def _add_tables(self, connection: Connection) -> None:
+        """Make the tables of a store, unless they are there."""
+        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+        if _has_tables(connection):
+            self._check_version(connection)
+            return
+        self._check_needed()
+        named = self._location.schema
+        if named is not None:
+            found = connection.exec_driver_sql(_SCHEMAS, {"name": named}).scalar_one()
+            if not found:  # else one would need a permission to do nothing
+                connection.execute(CreateSchema(named))
+        schema.metadata.create_all(connection, checkfirst=False)
+        for view in schema.views("postgresql"):
+            connection.exec_driver_sql(view)
+        connection.execute(insert(schema.schema), {"version": schema.VERSION})
+
+    def _check_tables(self, connection: Connection) -> None:
+        if not _has_tables(connection):
+            self._check_needed()
+        self._check_version(connection)
+
+    def _check_needed(self) -> None:
+        if self._access.value:
+            raise RecoveryError(
+                f"there is nothing to {self._access.value}: the store {self._location} is empty"
+            )
+
+    def _check_version(self, connection: Connection) -> None:
+        found = connection.scalar(select(schema.schema.c.version))
+        if found != schema.VERSION:
+            raise StoreError(
+                f"the store {self._location} has schema version {found!r}, and this eventor knows "
+                f"version {schema.VERSION}; it is left as it is"
+            )
+
+
+class _PatientConnection(psycopg.Connection[Any]):
+    """A connection that waits for its server until it is told to no more, and is then closed."""
+
+    until: Callable[[], float] = staticmethod(lambda: math.inf)
+
+    def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **options: Any) -> T:
+        """Wait for what psycopg does, as it does, but not for ever."""
+        return super().wait(self._limited(gen), *arguments, **options)
+
+    def _limited(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        try:
+            waits_for = next(gen)
+            while True:
+                ready = yield waits_for
+                if not ready and lease.clock() > self.until():
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError("the server has not answered in time")
+                waits_for = gen.send(ready)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+
+_open: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
+"""The connections of this process."""
+
+
+def _part() -> None:
+    """Let a forked process hold no connection of its parent, whose end the server has to see."""
+    connections = [connection for connection in _open if not connection.closed]
+    if not connections:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for connection in connections:
+        os.dup2(nowhere, connection.pgconn.socket, inheritable=False)
+    os.close(nowhere)
+
+
+os.register_at_fork(after_in_child=_part)
+
+
+def _open_engine(location: Location, until: Callable[[], float]) -> Engine:
+    """Return an engine whose connections wait for the server until a time that may change."""
+    assert location.url is not None
+    engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
+        patience = max(2, math.ceil(until() - lease.clock()))  # libpq takes whole seconds, from 2
+        named = {"connect_timeout": patience, "fallback_application_name": "eventor", **named}
+        return _PatientConnection.connect(*given, **named)
+
+    @event.listens_for(engine, "connect")
+    def settle(connection: _PatientConnection, _record: Any) -> None:
+        try:
+            _check_server(connection, location)
+            connection.until = until
+            connection.execute(_SETTINGS)
+            if location.schema is not None:
+                path = sql.Identifier(location.schema).as_string()
+                connection.execute("SELECT set_config('search_path', %s, false)", (path,))
+            connection.commit()
+            _open.add(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    return engine
+
+
+def _check_server(connection: _PatientConnection, location: Location) -> None:
+    version = connection.info.server_version
+    if version < _OLDEST:
+        raise StoreError(
+            f"the store {location} is on PostgreSQL {version // 10_000}; expected "
+            f"{_OLDEST // 10_000} or later"
+        )
+
+
+def _has_tables(connection: Connection) -> bool:
+    return bool(connection.scalar(select(func.to_regclass(schema.schema.name).is_not(None))))
+
+
+def _retried(once: Callable[[], T], until: float) -> T:
+    """Do what needs a connection, again after a while if that was lost, until it is too late."""
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return once()
+        except DBAPIError as error:
+            if not _passes(error) or lease.clock() + pause > until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _passes(error: DBAPIError) -> bool:
+    """Tell whether what has failed may go well if it is tried again."""
+    cause = error.orig
+    return (
+        error.connection_invalidated
+        or isinstance(cause, psycopg.OperationalError)
+        or getattr(cause, "sqlstate", None) == _READ_ONLY_SERVER
+    )
