@@ -205,7 +205,7 @@ class Loop:
                 self._launcher.abandon()
                 return self._plan.idle
         except BaseException:
-            self._launcher.abandon()
+            self._launcher.abandon(self._ledger.steps_until)
             raise
         finally:
             self._launcher.close()
@@ -308,6 +308,7 @@ class Loop:
             self._ledger.record([*self._unwritten, *changes], now)
             self._unwritten = []
             self._heard_of = now
+            self._launcher.allow_until(self._ledger.steps_until)
 
     def _report(self, changes: list[Change]) -> None:
         self._requests.report(self._journal)

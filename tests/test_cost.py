@@ -128,6 +128,9 @@ class Launcher:
     def shows(self, *, patient):
         return False
 
+    def allow_until(self, until):
+        """Do nothing."""
+
     def prepare(self):
         return None
 

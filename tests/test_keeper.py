@@ -164,7 +164,7 @@ def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script):
 
 
 def records(*messages):
-    return b"".join(struct.pack("=ci", what, group) for what, group in messages)
+    return b"".join(struct.pack("=cq", what, group) for what, group in messages)
 
 
 def test_the_keeper_knows_which_groups_may_still_have_processes():

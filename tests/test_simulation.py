@@ -177,6 +177,9 @@ class World:
     def shows(self, *, patient):
         return False
 
+    def allow_until(self, until):
+        """Do nothing."""
+
     def prepare(self):
         self.point()
 
@@ -248,7 +251,7 @@ class World:
     def finish(self):
         """Do nothing, as `renew`."""
 
-    def abandon(self):
+    def abandon(self, until=None):
         self.running.clear()
 
     def close(self):

@@ -6,13 +6,15 @@
 
 Each step leads a session and a process group of its own, so what it starts is in these too. The
 death of the owner ends the pipe, or shows in the keeper's parent; the keeper then kills all groups
-that it knows. A signal upon the parent's death would need no keeper, but Linux alone has one, and
-it does not reach what a step has started.
+that it knows. So it does when an owner that is stopped or cut off has let its lease run out. A
+signal upon the parent's death would need no keeper, but Linux alone has one, and it does not reach
+what a step has started.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -23,16 +25,20 @@ from typing import TYPE_CHECKING, NoReturn
 
 from eventor.steps.fork import unwarned
 from eventor.steps.signals import blocked
+from eventor.storage.lease import clock
 from eventor.storage.owner import PROC, stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
     from multiprocessing.connection import Connection
 
-_RECORD = struct.Struct("=ci")
+_RECORD = struct.Struct("=cq")
 _BEGUN = b"+"
 _ENDED = b"-"
 _KILL = b"!"
+_ALLOWED = b"~"
+
+_MILLI = 1000
 
 _SWEEPS = 5
 
@@ -53,10 +59,10 @@ def announce(pipe: Connection) -> None:
     _send(pipe, _BEGUN, os.getpid())
 
 
-def _send(pipe: Connection, what: bytes, group: int) -> None:
+def _send(pipe: Connection, what: bytes, number: int) -> None:
     # A pipe that is full or broken is that of a keeper which is stopped or dead.
     with contextlib.suppress(OSError):
-        os.write(pipe.fileno(), _RECORD.pack(what, group))
+        os.write(pipe.fileno(), _RECORD.pack(what, number))
 
 
 def kill_sessions(leaders: Collection[int]) -> None:
@@ -98,6 +104,8 @@ class Groups:
     def __init__(self, signal_group: Callable[[int, int], None] = os.killpg) -> None:
         self.condemned = False
         """Whether the owner has asked to kill them all."""
+        self.allowed_until = math.inf
+        """Until when they may go on, by `lease.clock`."""
         self._signal = signal_group
         self._running: set[int] = set()
         self._left: set[int] = set()
@@ -112,6 +120,8 @@ class Groups:
                 self._running.add(group)
             elif what == _KILL:
                 self.condemned = True
+            elif what == _ALLOWED:
+                self.allowed_until = group / _MILLI
             else:
                 self._running.discard(group)
                 self._left.add(group)
@@ -148,6 +158,7 @@ class Keeper:
         for end in (self._reading, self.pipe):
             os.set_blocking(end.fileno(), False)
         self._pid = 0
+        self._allowed_until = math.inf
 
     def ensure(self, groups: Iterable[int]) -> int:
         """Return the pid of a keeper that lives; a new one learns of `groups`, which run now.
@@ -162,9 +173,16 @@ class Keeper:
                 if pid == 0:
                     _keep(self._reading.fileno(), owner)
             self._pid = pid
+            self._allowed_until = math.inf
             for group in groups:
                 _send(self.pipe, _BEGUN, group)
         return self._pid
+
+    def allow_until(self, until: float) -> None:
+        """Say until when steps may go on, by `lease.clock`, unless a later time is said by then."""
+        if until != self._allowed_until:
+            self._allowed_until = until
+            _send(self.pipe, _ALLOWED, round(until * _MILLI))
 
     def forget(self, group: int) -> None:
         """Say that a step has ended."""
@@ -205,6 +223,8 @@ def _keep(reading: int, owner: int) -> NoReturn:
             ended = _has_ended(reading, _LOOK_SECONDS)
             _hear(groups, reading)
             groups.forget_empty()
+            if clock() > groups.allowed_until:
+                groups.kill()
         _hear(groups, reading)  # all that was said while the owner lived; see `announce`
         groups.kill()
     finally:

@@ -38,6 +38,7 @@ from eventor.steps.output import Output, Outputs
 from eventor.steps.signals import TAKEN, blocked
 from eventor.steps.worker import GRACE_SECONDS, Worker
 from eventor.steps.zygote import Zygote
+from eventor.storage.lease import clock
 from eventor.storage.owner import process_of
 from eventor.types import Cause, CauseKind, Outcome, failure, sequence_text
 
@@ -154,6 +155,11 @@ class Launcher:
         except OSError as error:
             raise LaunchError(f"no process can be started to keep the steps: {error}") from error
 
+    def allow_until(self, until: float) -> None:
+        """Let the keeper end what runs at a time by `lease.clock`, unless a later one is told."""
+        if self._keeper is not None:
+            self._keeper.allow_until(until)
+
     def _groups(self) -> Iterator[int]:
         """Yield the groups that a keeper has to know."""
         yield from (worker.pid for worker in self._workers | self._limited)
@@ -269,8 +275,12 @@ class Launcher:
         """End processes that go on long after their steps have returned; return those told now."""
         return [worker.did for worker in self._ending if worker.hurry() and worker.did]
 
-    def abandon(self) -> None:
-        """End all processes and what they started, by force if need be; threads cannot be ended."""
+    def abandon(self, until: float = math.inf) -> None:
+        """End all processes and what they started, by force if need be; threads cannot be ended.
+
+        Args:
+            until: by when they have to have ended, by `lease.clock`.
+        """
         self.finish()
         self._workers = {worker: None for worker in self._workers if worker.is_process}
         self._abandoned = True
@@ -279,10 +289,11 @@ class Launcher:
         # Whoever handles what they log may raise: not before all have ended.
         records: list[logging.LogRecord] = []
         pass_on, self._on_record = self._on_record, records.append
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        grace = min(GRACE_SECONDS, until - clock())
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, GRACE_SECONDS)):
             for worker in self._workers:
                 worker.end(number)
-            self._await_ends(GRACE_SECONDS)
+            self._await_ends(seconds)
         kill_sessions(leaders)
         for record in records:
             pass_on(record)

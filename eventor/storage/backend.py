@@ -40,6 +40,9 @@ class Backend(Protocol):
     shared: bool
     """Whether other processes can reach it."""
 
+    has_hosts: bool
+    """Whether programs on other hosts can, who cannot see whether an owner lives."""
+
     def open(self) -> None:
         """Connect, and make sure that its tables are there."""
 

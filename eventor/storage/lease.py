@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 
-_TRUSTED = 2 / 3
-"""The part of a lease for which its owner trusts it; in the rest it ends what it has started."""
+_TRUSTED, _ENDED = 2 / 3, 5 / 6
+"""The parts of a lease after which its owner trusts it no more, and after which nothing that it has
+started goes on."""
 
 _LAST_TRY_SECONDS = 1.0
 
@@ -32,18 +33,24 @@ class Lease:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._trusted_until = clock() + seconds * _TRUSTED
+        self._renewed_at = clock()
 
     @property
     def is_trusted(self) -> bool:
         """Whether nobody can have taken over by now."""
-        return clock() < self._trusted_until
+        return clock() < self._renewed_at + self.seconds * _TRUSTED
 
     @property
     def try_until(self) -> float:
         """Until when to try to renew it, by `clock`; if that is past, once more for a moment."""
-        return max(self._trusted_until, clock() + min(_LAST_TRY_SECONDS, self.seconds / 6))
+        last = clock() + min(_LAST_TRY_SECONDS, self.seconds / 6)
+        return max(self._renewed_at + self.seconds * _TRUSTED, last)
+
+    @property
+    def steps_until(self) -> float:
+        """Until when what its owner has started may go on, by `clock`, if it is not renewed."""
+        return self._renewed_at + self.seconds * _ENDED
 
     def renew(self, asked_at: float) -> None:
         """Take note that it was renewed, by who had asked for that at `asked_at` or later."""
-        self._trusted_until = asked_at + self.seconds * _TRUSTED
+        self._renewed_at = asked_at

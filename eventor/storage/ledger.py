@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 from contextlib import contextmanager
@@ -206,6 +207,14 @@ class Ledger:
     def is_trusted(self) -> bool:
         """Whether nobody can have taken over by now, so that what was recorded may be started."""
         return self._lease.is_trusted
+
+    @property
+    def steps_until(self) -> float:
+        """Until when steps may go on if the lease is not renewed, by `lease.clock`.
+
+        On the same host a run is not taken over while its owner lives: there they may for ever.
+        """
+        return self._lease.steps_until if self._store.backend.has_hosts else math.inf
 
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.

@@ -79,7 +79,7 @@ class PostgreSQLBackend:
         access: what it is opened for.
     """
 
-    shared = True
+    shared = has_hosts = True
 
     def __init__(self, location: Location, access: Access) -> None:
         self._location = location

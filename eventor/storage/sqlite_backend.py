@@ -38,6 +38,8 @@ class SQLiteBackend:
         RecoveryError: it has to exist, and there is none.
     """
 
+    has_hosts = False
+
     def __init__(self, location: Location, access: Access) -> None:
         self._location = location
         self._access = access
