@@ -51,6 +51,10 @@ class Lease:
         """Until when what its owner has started may go on, by `clock`, if it is not renewed."""
         return self._renewed_at + self.seconds * _ENDED
 
+    def is_due(self, asked_at: float) -> bool:
+        """Tell whether one that was asked for at that time should be renewed by now."""
+        return clock() > asked_at + self.seconds / 6
+
     def renew(self, asked_at: float) -> None:
         """Take note that it was renewed, by who had asked for that at `asked_at` or later."""
         self._renewed_at = asked_at

@@ -357,8 +357,9 @@ class Ledger:
                 than its lease; nothing is written any more.
         """
 
-        def work(connection: Connection) -> None:
-            self._renew(connection, now)
+        def work(connection: Connection) -> float:
+            asked_at = lease.clock()
+            self._renew(connection, self._store.backend.hold(connection, self.run_id, now))
             if self._undefined is not None:
                 self._define(connection, self._undefined[0])
             batch = Batch(connection, self._here, now)
@@ -367,10 +368,13 @@ class Ledger:
             batch.write()
             if self._answers:
                 self._take_up(connection, now)
+            if self._lease.is_due(asked_at):  # so much was written that it was long ago
+                asked_at = lease.clock()
+                self._renew(connection, self._store.backend.clock(connection, now))
+            return asked_at
 
-        asked_at = lease.clock()
-        self._store.write("record what happened", work, self._lease.try_until)
-        self._lease.renew(asked_at)
+        renewed_at = self._store.write("record what happened", work, self._lease.try_until)
+        self._lease.renew(renewed_at)
         if self._undefined is not None:
             self._defined, self._undefined = self._undefined[1], None
         self._answers = {}
@@ -489,10 +493,9 @@ class Ledger:
         ]
         connection.execute(_answering(), rows)
 
-    def _renew(self, connection: Connection, now: datetime) -> None:
+    def _renew(self, connection: Connection, clock: datetime) -> None:
         """Be heard of, and make sure that nobody has taken over."""
         texts = texts_of(connection.dialect)
-        clock = self._store.backend.hold(connection, self.run_id, now)
         row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(clock)}
         if connection.exec_driver_sql(texts.renew, row).rowcount:
             return

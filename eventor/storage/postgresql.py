@@ -84,9 +84,9 @@ class PostgreSQLBackend:
     def __init__(self, location: Location, access: Access) -> None:
         self._location = location
         self._access = access
-        self.engine = _open_engine(location, lambda: self._until)
+        self.engine = _open_engine(location, lambda: self._patience)
         self._connection: Connection | None = None
-        self._until = 0.0
+        self._patience = _OPEN_SECONDS
         self._number: str | None = None
 
     def open(self) -> None:
@@ -196,7 +196,7 @@ class PostgreSQLBackend:
     @contextmanager
     def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:
         """Give a connection, which begins a transaction by itself; after an error it is closed."""
-        self._until = until
+        self._patience = max(0.0, until - lease.clock())
         try:
             if self._connection is None:
                 self._connection = self.engine.connect()
@@ -255,9 +255,9 @@ class PostgreSQLBackend:
 
 
 class _PatientConnection(psycopg.Connection[Any]):
-    """A connection that waits for its server until it is told to no more, and is then closed."""
+    """A connection that is closed if its server is silent for longer than it may be."""
 
-    until: Callable[[], float] = staticmethod(lambda: math.inf)
+    patience: Callable[[], float] = staticmethod(lambda: math.inf)
 
     def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **options: Any) -> T:
         """Wait for what psycopg does, as it does, but not for ever."""
@@ -266,9 +266,12 @@ class _PatientConnection(psycopg.Connection[Any]):
     def _limited(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         try:
             waits_for = next(gen)
+            heard_at = lease.clock()
             while True:
                 ready = yield waits_for
-                if not ready and lease.clock() > self.until():
+                if ready:
+                    heard_at = lease.clock()
+                elif lease.clock() > heard_at + self.patience():
                     self.pgconn.finish()
                     raise psycopg.OperationalError("the server has not answered in time")
                 waits_for = gen.send(ready)
@@ -295,22 +298,22 @@ def _part() -> None:
 os.register_at_fork(after_in_child=_part)
 
 
-def _open_engine(location: Location, until: Callable[[], float]) -> Engine:
-    """Return an engine whose connections wait for the server until a time that may change."""
+def _open_engine(location: Location, patience: Callable[[], float]) -> Engine:
+    """Return an engine whose connections are closed once a server is silent for so many seconds."""
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
-        patience = max(2, math.ceil(until() - lease.clock()))  # libpq takes whole seconds, from 2
-        named = {"connect_timeout": patience, "fallback_application_name": "eventor", **named}
+        seconds = max(2, math.ceil(patience()))  # libpq takes whole ones, from 2 on
+        named = {"connect_timeout": seconds, "fallback_application_name": "eventor", **named}
         return _PatientConnection.connect(*given, **named)
 
     @event.listens_for(engine, "connect")
     def settle(connection: _PatientConnection, _record: Any) -> None:
         try:
             _check_server(connection, location)
-            connection.until = until
+            connection.patience = patience
             connection.execute(_SETTINGS)
             if location.schema is not None:
                 path = sql.Identifier(location.schema).as_string()
