@@ -388,6 +388,22 @@ def test_a_png_without_fonts_is_an_error_that_says_what_to_install(monkeypatch):
         Graph(flow(["a"])).png()
 
 
+@pytest.mark.parametrize("there", ["Arial", "DejaVu Sans", "Verdana"])
+def test_a_png_is_drawn_with_whatever_common_font_there_is(monkeypatch, there):
+    import resvg_py
+
+    drawn = []
+
+    def with_one_font(svg_string, sans_serif_family="Arial", zoom=1.0):
+        drawn.append(sans_serif_family)
+        has_text = ">A<" in svg_string or len(svg_string) > 1_000
+        return svg_string.encode() if has_text and sans_serif_family == there else b"blank"
+
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", with_one_font)
+    assert Graph(flow(["a"])).png() != b"blank"
+    assert drawn[-2:] == [there, there]
+
+
 @pytest.fixture
 def without_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)

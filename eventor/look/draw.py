@@ -265,16 +265,27 @@ def _rasterized(svg: str, scale: float) -> bytes:
         raise DrawError(f"a PNG is drawn by resvg_py, {picture.MISSING}")
     from resvg_py import svg_to_bytes  # noqa: PLC0415 (an optional library, and a slow one)
 
-    if svg_to_bytes(svg_string=_LETTER.format("A")) == svg_to_bytes(svg_string=_LETTER.format("")):
+    nothing = svg_to_bytes(svg_string=_LETTER.format(""))
+    for family in _SANS_SERIF:
+        if svg_to_bytes(svg_string=_LETTER.format("A"), sans_serif_family=family) != nothing:
+            break
+    else:
         raise DrawError(
-            "a PNG cannot be drawn: this machine has no fonts, and its text would be missing; "
-            "install one, for example the package fonts-dejavu-core, or draw an SVG"
+            "a PNG cannot be drawn: this machine has no fonts that are known for such text, and it "
+            "would be missing; install one, for example the package fonts-dejavu-core, or draw an "
+            "SVG"
         )
     try:
-        return bytes(svg_to_bytes(svg_string=svg, zoom=scale))
+        return bytes(svg_to_bytes(svg_string=svg, zoom=scale, sans_serif_family=family))
     except ValueError as error:
         raise DrawError(f"a PNG with scale={scale:g} cannot be drawn: {error}") from error
 
+
+_SANS_SERIF = (
+    *("Arial", "Liberation Sans", "DejaVu Sans", "Noto Sans", "Helvetica", "Helvetica Neue"),
+    *("Roboto", "Open Sans", "Ubuntu", "Cantarell", "Verdana", "FreeSans"),
+)
+"""Families of which machines have one: the renderer knows Arial alone by itself."""
 
 _LETTER = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="20">'
