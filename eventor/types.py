@@ -31,6 +31,11 @@ def sequence_text(sequence: Sequence) -> str:
     return f"'{sequence}'" if quoted else sequence
 
 
+def thing_text(name: str, sequence: Sequence) -> str:
+    """Return a step or an event in a sequence as a person writes it."""
+    return f"{name}[{sequence_text(sequence)}]"
+
+
 def sequence_told(text: str) -> Sequence:
     """Return the sequence that `sequence_text` has written."""
     if text.startswith("'"):
@@ -649,7 +654,7 @@ class Occurrence:
     def __str__(self) -> str:
         status = "" if self.status is None else f", {self.status}"
         error = "" if self.error is None else f": {_first_line(self.error)}"
-        thing = f"{self.kind} {self.name}[{sequence_text(self.sequence)}]"
+        thing = f"{self.kind} {thing_text(self.name, self.sequence)}"
         return f"{thing} ({self.cause}){status}{error}"
 
 
@@ -703,7 +708,7 @@ class Lack:
         due = "" if self.due_at is None else f", due at {self.due_at:%Y-%m-%d %H:%M:%S} UTC"
         expression = "" if self.expression is None else f"; it needs {self.expression}"
         again = " (as above)" if self.told_before else ""
-        thing = f"{self.kind} {self.name}[{sequence_text(self.sequence)}]"
+        thing = f"{self.kind} {thing_text(self.name, self.sequence)}"
         indent = "  " * min(self.depth, _DEEPEST)
         return f"{indent}{how}{thing} {state}{due}{expression}{again}"
 

@@ -25,6 +25,7 @@ from eventor.rules.config import unknown
 from eventor.storage.backend import Access
 from eventor.storage.history import History
 from eventor.storage.location import locate
+from eventor.storage.sqlite import BESIDE
 from eventor.storage.store import Store
 from eventor.types import OwnerStatus
 from eventor.words import one_line
@@ -46,9 +47,6 @@ _COLOUR = "eventor.colour"
 
 _SQLITE = b"SQLite format 3\0"
 """How each of its files begins (sqlite.org/fileformat.html, 1.3)."""
-
-_BESIDE = ("-wal", "-shm", "-journal")
-"""How the names of the files end that belong to one of them."""
 
 _LOOKS = 4
 """How often to look again at a store that was written meanwhile."""
@@ -212,11 +210,12 @@ def console() -> Console:
 
 def print_json(data: Any, path: Path | None = None) -> None:
     """Print one JSON document, or write it to a file."""
-    if path is not None:
-        write_output(f"{json.dumps(data, indent=2, ensure_ascii=False)}\n".encode(), path)
-        return
-    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
-    click.echo(json.dumps(data, indent=2, ensure_ascii=not utf8))
+    utf8 = path is not None or "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+    text = json.dumps(data, indent=2, ensure_ascii=not utf8)
+    if path is None:
+        click.echo(text)
+    else:
+        write_output(f"{text}\n".encode(), path)
 
 
 def checked_output(output: str | None, store: str | None) -> Path | None:
@@ -230,7 +229,7 @@ def checked_output(output: str | None, store: str | None) -> Path | None:
     path = Path(output)
     of_store = None if store is None else locate(store).path
     told = None
-    for suffix in ("", *_BESIDE) if of_store is not None else ():
+    for suffix in ("", *BESIDE) if of_store is not None else ():
         # SQLite keeps its log beside the file itself, whatever link leads there.
         if _are_one(path, Path(f"{os.path.realpath(str(of_store))}{suffix}")):
             told = "a part of the store" if suffix else "the store itself"
@@ -245,7 +244,7 @@ def checked_output(output: str | None, store: str | None) -> Path | None:
 
 def _other_database(path: Path) -> str | None:
     """Say what a file is of a SQLite database, which may be another store; None if it is none."""
-    for suffix in _BESIDE:
+    for suffix in BESIDE:
         name = path.name.removesuffix(suffix)
         if name != path.name and name and _is_database(path.with_name(name)):
             return "a part of a SQLite database, which may be another store"

@@ -557,7 +557,8 @@ def _flow(history: History, looked: Looked) -> tuple[Any, Counts, str]:
     if definition is None:
         raise DefinitionError(f"run {looked.run.run_id} has recorded no definition of its flow yet")
     title = f"{looked.run.name or 'flow'}, run {looked.run.run_id}.{looked.recovery.recovery}"
-    return definition, history.count(*looked.place), title
+    live = looked.recovery.owner is OwnerStatus.live
+    return definition, history.count(*looked.place, live=live), title
 
 
 def _tasks(history: History, place: Place, step: str | None, sequence: str | None) -> list[Task]:

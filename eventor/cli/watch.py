@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from eventor.errors import StoreChangedError, StoreError
 from eventor.look.live import Terminal, can_draw
 from eventor.look.progress import Progress
-from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind, sequence_text
+from eventor.types import RunStatus, TaskStatus, Transition, TransitionKind, thing_text
 from eventor.words import one_line
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def watch(history: History, place: Place, stream: TextIO, *, colour: bool = True
 
 
 def _called(told: Transition) -> str:
-    return f"{told.name}[{'' if told.sequence is None else sequence_text(told.sequence)}]"
+    return thing_text(told.name or "", "" if told.sequence is None else told.sequence)
 
 
 def _say(stream: TextIO, line: str) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from eventor.types import TaskCounts, TransitionKind, sequence_text
+from eventor.types import TaskCounts, TransitionKind, thing_text
 from eventor.words import stopwatch
 
 if TYPE_CHECKING:
@@ -214,12 +214,10 @@ class Progress:
         if after == "ready":
             self._waiting.add(task)
         elif after == "active":
-            self._running[task] = Running(
-                f"{step}[{sequence_text(sequence)}]", told.attempt or 1, told.at
-            )
+            self._running[task] = Running(thing_text(step, sequence), told.attempt or 1, told.at)
         elif after == "failure":
             error = (told.error or "")[:_SHOWN]
-            self.failures.append(Failure(f"{step}[{sequence_text(sequence)}]", error))
+            self.failures.append(Failure(thing_text(step, sequence), error))
 
     def _leave(self, task: tuple[str, Sequence]) -> str | None:
         """Take a task from where it stood; return where that was, None for nowhere."""

@@ -266,11 +266,9 @@ class History:
         """Return the events that a recovery has raised, in that order."""
         return self._store.events(run_id, recovery, event, sequence)
 
-    def count(self, run_id: int, recovery: int) -> Counts:
-        """Return in numbers how things stand in a recovery."""
-        _run, which = self.at((run_id, recovery))
-        counts = self._store.count(run_id, recovery)
-        return replace(counts, live=which.owner is OwnerStatus.live)
+    def count(self, run_id: int, recovery: int, *, live: bool = True) -> Counts:
+        """Return in numbers how things stand in a recovery, which is live or not."""
+        return replace(self._store.count(run_id, recovery), live=live)
 
     def definition(self, run_id: int, recovery: int) -> Any:
         """Return the flow's definition as plain data, as a recovery had it; None if unknown.

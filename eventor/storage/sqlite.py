@@ -32,6 +32,10 @@ BUSY_SECONDS = 10.0
 WRITING = "eventor_writing"
 """The execution option of a connection whose transactions write."""
 
+LOGS = ("-wal", "-shm")
+BESIDE = (*LOGS, "-journal")
+"""How the names of the files end that SQLite keeps beside one."""
+
 _RETRY_SECONDS = 0.01
 
 _DRAFT_NAME = 40
@@ -269,7 +273,7 @@ def _check_place(path: Path) -> None:
 
 def _check_log(path: Path) -> None:
     """Refuse a log that a crash has left where nothing can be written, so not even be read."""
-    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    log, index = (path.with_name(path.name + suffix) for suffix in LOGS)
     if log.exists() and not index.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise StoreError(
             f"the store {path} cannot be looked at: its last owner has left the log {log}, and to "
@@ -283,7 +287,7 @@ def _check_leftovers(path: Path) -> None:
 
     It makes a log only beside a file, so one that is seen before the file is missing is left over.
     """
-    logs = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
+    logs = [path.with_name(path.name + suffix) for suffix in LOGS]
     left = [str(log) for log in logs if log.exists()]
     if left and not path.exists():
         raise StoreError(
