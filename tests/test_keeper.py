@@ -1,5 +1,6 @@
 """No leftovers: when the owner dies, so do its steps and what they have started."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,8 @@ import pytest
 
 import eventor as evr
 from eventor.steps import task
-from eventor.steps.keeper import Groups
-from eventor.storage import owner
+from eventor.steps.keeper import Groups, Keeper
+from eventor.storage import lease, owner
 from tests.conftest import sql, wait_until
 
 PROGRAM = """
@@ -161,6 +162,26 @@ def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, numb
 def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script):
     ran = script(PROGRAM, "end")
     assert ran.stdout == "no child is left\n", ran.stderr
+
+
+def test_a_keeper_ends_what_an_owner_has_started_that_has_let_its_lease_run_out():
+    keeper = Keeper()
+    steps = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2)]
+    try:
+        keeper.ensure([step.pid for step in steps])
+        keeper.allow_until(lease.clock() + 60)
+        keeper.allow_until(math.inf)  # there is nobody who could take over
+        keeper.allow_until(lease.clock() + 0.1)
+        assert [step.wait(30) for step in steps] == [-signal.SIGKILL] * 2
+        # It may have been renewed after all, and more may start.
+        keeper.allow_until(lease.clock() + 60)
+        steps.append(subprocess.Popen(["true"], start_new_session=True))
+        assert steps[-1].wait(30) == 0
+    finally:
+        for step in steps:
+            step.kill()
+            step.wait()
+        keeper.close(kill=False)
 
 
 def records(*messages):

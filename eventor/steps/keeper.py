@@ -121,7 +121,7 @@ class Groups:
             elif what == _KILL:
                 self.condemned = True
             elif what == _ALLOWED:
-                self.allowed_until = group / _MILLI
+                self.allowed_until = group / _MILLI if group >= 0 else math.inf
             else:
                 self._running.discard(group)
                 self._left.add(group)
@@ -182,7 +182,7 @@ class Keeper:
         """Say until when steps may go on, by `lease.clock`, unless a later time is said by then."""
         if until != self._allowed_until:
             self._allowed_until = until
-            _send(self.pipe, _ALLOWED, round(until * _MILLI))
+            _send(self.pipe, _ALLOWED, -1 if until == math.inf else round(until * _MILLI))
 
     def forget(self, group: int) -> None:
         """Say that a step has ended."""

@@ -27,6 +27,7 @@ from sqlalchemy.schema import CreateSchema
 
 from eventor.errors import RecoveryError, StoreError
 from eventor.storage import lease, schema
+from eventor.storage.backend import Access
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, Select
 
-    from eventor.storage.backend import Access
     from eventor.storage.location import Location
 
 T = TypeVar("T")
@@ -48,8 +48,9 @@ _LONGEST_PAUSE = 1.0
 _OLDEST = 130_000
 """The version from which on it tells what has become of a transaction, as libpq writes it."""
 
-_IDLE = "60s"
-"""After that a transaction of a program that is dead, or cannot be reached, is undone."""
+_IDLE = {True: "60s", False: "1h"}
+"""After what a transaction is undone of a program that is dead, or cannot be reached: soon of one
+that writes, and may have locked a run."""
 
 _READ_ONLY_SERVER = "25006"
 """What a server says that has become a replica (postgresql.org, Error Codes)."""
@@ -65,8 +66,8 @@ _NOW = "SELECT clock_timestamp()"
 _SIZE = """SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)
     FROM unnest(%(names)s::text[]) AS name"""
 _SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname = %(name)s"
-_SETTINGS = f"""SELECT set_config('TimeZone', 'UTC', false),
-    set_config('idle_in_transaction_session_timeout', '{_IDLE}', false),
+_SETTINGS = """SELECT set_config('TimeZone', 'UTC', false),
+    set_config('idle_in_transaction_session_timeout', %(idle)s, false),
     CASE WHEN current_setting('synchronous_commit') = 'off'
         THEN set_config('synchronous_commit', 'on', false) END"""
 
@@ -84,7 +85,8 @@ class PostgreSQLBackend:
     def __init__(self, location: Location, access: Access) -> None:
         self._location = location
         self._access = access
-        self.engine = _open_engine(location, lambda: self._patience)
+        writes = access is not Access.read
+        self.engine = _open_engine(location, lambda: self._patience, writes=writes)
         self._connection: Connection | None = None
         self._patience = _OPEN_SECONDS
         self._number: str | None = None
@@ -298,7 +300,7 @@ def _part() -> None:
 os.register_at_fork(after_in_child=_part)
 
 
-def _open_engine(location: Location, patience: Callable[[], float]) -> Engine:
+def _open_engine(location: Location, patience: Callable[[], float], *, writes: bool) -> Engine:
     """Return an engine whose connections are closed once a server is silent for so many seconds."""
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
@@ -314,7 +316,7 @@ def _open_engine(location: Location, patience: Callable[[], float]) -> Engine:
         try:
             _check_server(connection, location)
             connection.patience = patience
-            connection.execute(_SETTINGS)
+            connection.execute(_SETTINGS, {"idle": _IDLE[writes]})
             if location.schema is not None:
                 path = sql.Identifier(location.schema).as_string()
                 connection.execute("SELECT set_config('search_path', %s, false)", (path,))
