@@ -717,39 +717,31 @@ class Eventor:
 
     def _run_flow(self, max_loops: int | None, view: View | None) -> bool:
         doubtful = self._warn_before()
-        try:
-            self._define()
-            self._note_triggers()
-            self._plan.resume()
-            loop = Loop(
-                self._flow,
-                self._plan,
-                self._ledger,
-                self._journal,
-                self._announcer,
-                self._inbox,
-                Launcher(
-                    self._config.task_construct,
-                    self._config.max_tasks_per_child,
-                    self._flow.steps,
-                    self._flow.events,
-                    self.run_id,
-                    self.recovery,
-                    self._journal.pass_on,
-                    (lambda: None) if view is None else view.erase,
-                ),
-                self._config.sleep_between_loops,
-                self._config.lease_seconds,
-                self._config.linger,
-                _now,
-                (lambda: math.inf) if view is None else view.watch,
-            )
-            whole = loop.run(max_loops)
-            if self._define():
-                self._ledger.record([], _now())
-        except BaseException as error:
-            self._broken = f"{type(error).__name__}: {error}"
-            raise
+        with contextlib.closing(self._starter(view)) as starter:
+            try:
+                self._define()
+                self._note_triggers()
+                self._plan.resume()
+                loop = Loop(
+                    self._flow,
+                    self._plan,
+                    self._ledger,
+                    self._journal,
+                    self._announcer,
+                    self._inbox,
+                    starter,
+                    self._config.sleep_between_loops,
+                    self._config.lease_seconds,
+                    self._config.linger,
+                    _now,
+                    (lambda: math.inf) if view is None else view.watch,
+                )
+                whole = loop.run(max_loops)
+                if self._define():
+                    self._ledger.record([], _now())
+            except BaseException as error:
+                self._broken = f"{type(error).__name__}: {error}"
+                raise
         if not whole:
             self._broken = f"{self._inbox.cut_by} ended the running steps"
         reason = self._inbox.stopped_by
@@ -769,6 +761,18 @@ class Eventor:
         self._warn_after(doubtful)
         self._report_end(reason, " and ".join(left), paused=loop.paused)
         return whole and self._plan.all_handled and not (left or self._plan.lost)
+
+    def _starter(self, view: View | None) -> Launcher:
+        return Launcher(
+            self._config.task_construct,
+            self._config.max_tasks_per_child,
+            self._flow.steps,
+            self._flow.events,
+            self.run_id,
+            self.recovery,
+            self._journal.pass_on,
+            (lambda: None) if view is None else view.erase,
+        )
 
     def _findings(self) -> list[Finding]:
         waiting = {trigger.event for trigger in self._inbox.peek()}

@@ -88,12 +88,15 @@ class Announcer:
 
         Args:
             changes: what was recorded, in that order.
-            launched: the processes of those tasks that have become active.
+            launched: processes of tasks that have become active, now or before.
             now: the time with which it was recorded.
         """
         if not self._hooks:
             return
         pids = {one.task: one.pid for one in launched}
+        for task, pid in pids.items():
+            if task in self._attempts:
+                self._attempts[task] = self._attempts[task]._replace(pid=pid)
         for change in changes:
             if isinstance(change, EventRaised):
                 self._call(

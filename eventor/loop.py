@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
 from collections import deque
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from eventor.requests import Requests
 from eventor.rules.data import lacking
@@ -27,13 +28,13 @@ from eventor.steps.task import describe
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from eventor.hooks import Announcer
     from eventor.logs import Journal
-    from eventor.rules.flow import Flow
-    from eventor.rules.plan import Change, Plan
-    from eventor.steps.launch import Launcher
+    from eventor.rules.flow import Flow, Step
+    from eventor.rules.plan import Change, Plan, TaskKey
+    from eventor.steps.task import Results
     from eventor.storage.ledger import Ledger
 
 _LONGEST_WAIT = 1.0
@@ -129,6 +130,49 @@ class Inbox:
                 os.write(self._bell, b"!")
 
 
+class Starter(Protocol):
+    """What the loop needs of what starts the steps, such as a `Launcher` or a `Submitter`."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything that it has started has not ended yet."""
+
+    def shows(self, *, patient: bool) -> bool:
+        """Whether there is output of steps that nobody has taken yet, and that is waited for."""
+
+    def prepare(self) -> int | None:
+        """Be ready to start, before that is recorded; return the pid of the keeper, if any."""
+
+    def start(
+        self, key: TaskKey, step: Step, attempt: int, results: Results | None, /
+    ) -> int | Outcome | None:
+        """Start a task; return its pid, None where that comes later, or how it has failed."""
+
+    def allow_until(self, until: float, /) -> None:
+        """Let what runs go on until then, by `lease.clock`, unless a later time is told."""
+
+    def stock(self, wanted: int, /) -> None:
+        """Do ahead what can be done for so many tasks that may start soon."""
+
+    def renew(self) -> None:
+        """Take it that the program may have changed since what was done ahead."""
+
+    def finish(self) -> None:
+        """Let go of what has nothing more to do."""
+
+    def wait(self, bell: int | None, seconds: float, /) -> None:
+        """Wait until there is something to collect, or the bell rings, or the time is over."""
+
+    def collect(self) -> Sequence[Trigger | TaskEnded | TaskLaunched]:
+        """Return what has come in."""
+
+    def hurry(self) -> list[TaskKey]:
+        """End what goes on for too long after its step; return the tasks of those told now."""
+
+    def abandon(self, until: float = math.inf, /) -> None:
+        """End all that can be ended, until a time by `lease.clock` at the latest."""
+
+
 class Loop:
     """Passes over one recovery until there is nothing to do.
 
@@ -139,7 +183,8 @@ class Loop:
         journal: where it is said.
         announcer: tells the program's hooks of it.
         inbox: where triggers and requests to stop come in.
-        launcher: what starts the steps, and hears of their triggers and ends.
+        launcher: what starts the steps, and hears of their triggers and ends; whoever made it
+            closes it.
         sleep: seconds, the longest wait between two passes, and between two looks at what other
             processes ask for; those are no more frequent either.
         lease: seconds, the longest time in which nothing is written.
@@ -156,7 +201,7 @@ class Loop:
         journal: Journal,
         announcer: Announcer,
         inbox: Inbox,
-        launcher: Launcher,
+        launcher: Starter,
         sleep: float,
         lease: float,
         linger: float,
@@ -207,8 +252,6 @@ class Loop:
         except BaseException:
             self._launcher.abandon(self._ledger.steps_until)
             raise
-        finally:
-            self._launcher.close()
         return True
 
     def _pass_until_idle(self, bell: int, max_loops: int | None) -> bool:
@@ -241,7 +284,12 @@ class Loop:
 
     def _decide(self, failed: list[TaskEnded], now: datetime) -> list[Change]:
         """Return what follows from what has come in, recorded."""
-        arrivals = [*failed, *self._launcher.collect()]
+        arrivals: list[Trigger | TaskEnded] = [*failed]
+        for arrival in self._launcher.collect():
+            if isinstance(arrival, TaskLaunched):
+                self._note_launched(arrival)
+            else:
+                arrivals.append(arrival)
         asked = self._requests.look(now)
         self._heed_request()
         triggers = self._inbox.take()
@@ -357,14 +405,17 @@ class Loop:
                 begun = self._start(change)
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))
-                else:
-                    if not self._unwritten:
-                        self._unwritten_until = self._clock() + _UNWRITTEN_WAIT
-                    self._unwritten.append(TaskLaunched(change.task, begun))
+                elif begun is not None:
+                    self._note_launched(TaskLaunched(change.task, begun))
         return failed
 
-    def _start(self, change: TaskActive) -> int | Outcome:
-        """Start a task with the results that it needs; return its pid, or how that failed."""
+    def _note_launched(self, launched: TaskLaunched) -> None:
+        if not self._unwritten:
+            self._unwritten_until = self._clock() + _UNWRITTEN_WAIT
+        self._unwritten.append(launched)
+
+    def _start(self, change: TaskActive) -> int | Outcome | None:
+        """Start a task with the results that it needs; return as `Starter.start` does."""
         task, step = change.task, self._flow.steps[change.task.step]
         if not step.has_placeholders:
             return self._launcher.start(task, step, change.attempt, None)

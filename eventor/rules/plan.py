@@ -27,6 +27,7 @@ from eventor.types import (
     StepTriggers,
     TaskStatus,
     failure,
+    sequence_text,
 )
 
 if TYPE_CHECKING:
@@ -600,6 +601,12 @@ def is_skip(change: Change) -> TypeGuard[TaskSkipped | TaskInterrupted]:
     if isinstance(change, TaskInterrupted):
         return change.replay is StepReplay.skip
     return isinstance(change, TaskSkipped)
+
+
+def by_step(key: TaskKey, sequence: Sequence) -> Cause:
+    """Return the cause of what a task triggers; it names the task's sequence if that is another."""
+    detail = None if key.sequence == sequence else sequence_text(key.sequence)
+    return Cause(CauseKind.step, key.step, detail)
 
 
 def _is_retriable(outcome: Outcome, config: StepConfig) -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eventor.errors import EventorError, LaunchError
-from eventor.rules.plan import TaskEnded, TaskKey, Trigger
+from eventor.rules.plan import TaskEnded, TaskKey, Trigger, by_step
 from eventor.steps import task
 from eventor.steps.display import Display, settle
 from eventor.steps.fork import unwarned, warn_of_threads
@@ -40,14 +40,13 @@ from eventor.steps.worker import GRACE_SECONDS, Worker
 from eventor.steps.zygote import Zygote
 from eventor.storage.lease import clock
 from eventor.storage.owner import process_of
-from eventor.types import Cause, CauseKind, Outcome, failure, sequence_text
+from eventor.types import Outcome, failure
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping
 
     from eventor.rules.flow import Event, Step
-    from eventor.types import Sequence
 
 _LOOK_SECONDS = 1.0
 """How often all workers are looked at, should a descendant of one hold its sentinel open."""
@@ -464,7 +463,7 @@ class Launcher:
         elif worker.key is None:
             return None
         elif isinstance(message, task.Triggered):
-            cause = _by_step(worker.key, message.sequence)
+            cause = by_step(worker.key, message.sequence)
             return Trigger(message.event, message.sequence, cause)
         elif worker.is_late:
             worker.dismiss()
@@ -529,12 +528,6 @@ class Launcher:
         while self.busy and (left := deadline - time.monotonic()) > 0:
             self.wait(None, min(left, _LOOK_SECONDS))
             self.collect()
-
-
-def _by_step(key: TaskKey, sequence: Sequence) -> Cause:
-    """Return the cause of what a task triggers; it names the task's sequence if that is another."""
-    detail = None if key.sequence == sequence else sequence_text(key.sequence)
-    return Cause(CauseKind.step, key.step, detail)
 
 
 def _is_plain(construct: type[Any]) -> bool:
