@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import threading
 import weakref
@@ -31,6 +32,7 @@ from eventor.loop import Inbox, Loop
 from eventor.requests import Requests
 from eventor.rules import check, drift
 from eventor.rules.config import (
+    is_worker_class,
     read_config,
     read_level,
     read_max_loops,
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from eventor.look.draw import Graph
     from eventor.look.live import View
     from eventor.rules.expr import ExprLike
+    from eventor.steps.submit import Submitter
     from eventor.storage.ledger import Ledger
 
 
@@ -169,7 +172,7 @@ class Eventor:
             self._plan = Plan(
                 self._flow,
                 self._left,
-                limit if limit >= 1 else most_at_once(),
+                limit if limit >= 1 else self._no_limit(),
                 stop_on_exception=self._config.stop_on_exception,
                 resources=self._config.resources,
                 due=ledger.delays(),
@@ -762,17 +765,34 @@ class Eventor:
         self._report_end(reason, " and ".join(left), paused=loop.paused)
         return whole and self._plan.all_handled and not (left or self._plan.lost)
 
-    def _starter(self, view: View | None) -> Launcher:
-        return Launcher(
-            self._config.task_construct,
-            self._config.max_tasks_per_child,
-            self._flow.steps,
+    def _starter(self, view: View | None) -> Launcher | Submitter:
+        """Return what starts the steps; the one place that knows in which ways they may be."""
+        construct = self._config.task_construct
+        if is_worker_class(construct):
+            return Launcher(
+                construct,
+                self._config.max_tasks_per_child,
+                self._flow.steps,
+                self._flow.events,
+                self.run_id,
+                self.recovery,
+                self._journal.pass_on,
+                (lambda: None) if view is None else view.erase,
+            )
+        from eventor.steps.submit import Submitter  # noqa: PLC0415 (most programs do without)
+
+        return Submitter(
+            construct,
             self._flow.events,
             self.run_id,
             self.recovery,
             self._journal.pass_on,
-            (lambda: None) if view is None else view.erase,
+            self._config.callback_host or socket.gethostname(),
         )
+
+    def _no_limit(self) -> int:
+        """Return how many steps may be in flight where there is no limit."""
+        return most_at_once() if is_worker_class(self._config.task_construct) else sys.maxsize
 
     def _findings(self) -> list[Finding]:
         waiting = {trigger.event for trigger in self._inbox.peek()}

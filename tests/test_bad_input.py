@@ -236,7 +236,7 @@ def test_a_status_that_is_none(ev):
         ({"config": {"workdir": 5}}, "workdir in .* is 5; expected the path of a directory"),
         ({"config": {"logdir": ""}}, "logdir in .* is ''"),
         ({"config": {"task_construct": threading.Thread()}}, "the class, not an instance"),
-        ({"config": {"task_construct": print}}, "expected a class like multiprocessing.Process"),
+        ({"config": {"task_construct": "x"}}, "expected a class like multiprocessing.Process"),
         ({"config": {"task_construct": int}}, "expected a class like"),
     ],
 )

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from eventor.errors import ConfigError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from eventor.rules.queue import Needs
     from eventor.types import Transition
 
@@ -51,12 +53,62 @@ def _directory(value: object) -> str:
     return os.fsdecode(value)
 
 
-def _construct(value: object) -> type[Any]:
-    if not isinstance(value, type) or not all(hasattr(value, name) for name in ("start", "join")):
-        raise ValueError(
-            "a class like multiprocessing.Process or threading.Thread (the class, not an instance)"
-        )
-    return value
+def _construct(value: object) -> Any:
+    if is_worker_class(value) or is_executor(value):
+        return value
+    if _is_client(value):
+        raise ValueError("an executor, which a Client of Dask gives: client.get_executor()")
+    if _is_factory(value):
+        return value
+    raise ValueError(
+        "a class like multiprocessing.Process or threading.Thread (the class, not an instance); a "
+        "concurrent.futures.Executor; or a function that takes nothing and returns one, such as "
+        "its class"
+    )
+
+
+def is_worker_class(value: object) -> TypeGuard[type[Any]]:
+    """Tell whether it is a class of workers of which each is started and joined."""
+    return _is_class_with(value, "start", "join")
+
+
+def is_executor(value: object) -> TypeGuard[Executor]:
+    """Tell whether something takes calls as a `concurrent.futures.Executor` does."""
+    return (
+        not isinstance(value, type)
+        and all(callable(getattr(value, name, None)) for name in ("submit", "shutdown"))
+        and not _is_client(value)
+    )
+
+
+def _is_client(value: object) -> bool:
+    """Tell whether it is a Client of Dask, whose futures are none of `concurrent.futures`."""
+    return not isinstance(value, type) and hasattr(value, "get_executor")
+
+
+def _is_factory(value: object) -> bool:
+    """Tell whether it can be called with nothing, and may return an executor."""
+    if not callable(value) or inspect.iscoroutinefunction(value):
+        return False
+    if isinstance(value, type) and not _is_class_with(value, "submit", "shutdown"):
+        return False
+    try:
+        inspect.signature(value).bind()
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell what it takes
+        return True
+    return True
+
+
+def _is_class_with(value: object, *names: str) -> bool:
+    return isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _host(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.isprintable() and value.strip()):
+        return value
+    raise ValueError("the name or the address of this host, as others reach it, or None")
 
 
 def _schema(value: object) -> str | None:
@@ -196,10 +248,17 @@ class Config:
     Attributes:
         workdir: kept for the interface, not in use.
         logdir: directory of the debug and error log files.
-        task_construct: class by which steps are executed.
-        max_concurrent: how many steps may be in flight; below 1 there is no limit.
+        task_construct: by what steps are executed: a class of processes or threads; a
+            `concurrent.futures.Executor`, which whoever made it shuts down; or a function that
+            takes nothing and returns one, which is called when `ev()` starts, and whose executor is
+            shut down when that ends.
+        callback_host: the name or address at which the workers of an executor reach this host from
+            another; None is its own name. Processes of this host are not affected.
+        max_concurrent: how many steps may be in flight, with an executor those that have been
+            submitted and have not ended; below 1 there is no limit.
         max_tasks_per_child: how many steps a process runs before it ends, one after the other; None
-            is no limit. By default each step has a process of its own. Threads are not affected.
+            is no limit. By default each step has a process of its own. Threads and executors are
+            not affected.
         stop_on_exception: whether an unhandled failure keeps further steps from starting.
         sleep_between_loops: seconds, the longest wait between two passes of the loop, and between
             two looks at what other processes ask for.
@@ -218,7 +277,10 @@ class Config:
 
     workdir: str = "/tmp"  # noqa: S108 (the interface's default)
     logdir: str = "/tmp"  # noqa: S108 (the interface's default)
-    task_construct: type[Any] = field(default_factory=default_construct)
+    task_construct: type[Any] | Executor | Callable[[], Executor] = field(
+        default_factory=default_construct
+    )
+    callback_host: str | None = None
     max_concurrent: int = 1
     max_tasks_per_child: int | None = 1
     stop_on_exception: bool = True
@@ -246,9 +308,10 @@ class StepConfig:
             what it calls, the death of its process included.
         resources: how much a task needs of the Eventor's resources, while it is active.
         timeout: seconds after which a task is ended, with all that it has started, and has failed;
-            None is no limit. Threads cannot be ended.
+            None is no limit. Threads, and what an executor runs, cannot be ended.
         capture_output: whether what a task and its subprocesses write to their standard output and
-            error is kept with its record, and shown by the program. Threads have none of their own.
+            error is kept with its record, and shown by the program. Threads, and what an executor
+            runs, have none of their own.
         priority: of the tasks that are ready, those of a higher one start first.
     """
 
@@ -272,6 +335,7 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "workdir": _directory,
     "logdir": _directory,
     "task_construct": _construct,
+    "callback_host": _host,
     "max_concurrent": _count,
     "max_tasks_per_child": _tasks,
     "stop_on_exception": _flag,
@@ -307,7 +371,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 
 
 _FOR_PROCESSES = ("timeout", "capture_output")
-"""What a step that runs in the owner's own process cannot have."""
+"""What a step cannot have that runs in no process of eventor's own."""
 
 
 def read_config(given: Mapping[str, Any]) -> Config:
@@ -350,9 +414,9 @@ def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> Ste
             )
     for key in _FOR_PROCESSES:
         if getattr(read, key) and not is_process(config.task_construct):
-            construct = f"{config.task_construct.__module__}.{config.task_construct.__qualname__}"
             raise ConfigError(
-                f"{key} in {owner} is {given[key]!r}, and the task_construct {construct} runs it "
+                f"{key} in {owner} is {given[key]!r}, and the task_construct "
+                f"{_name_of(config.task_construct)} runs it "
                 "in no process of its own; take a class of processes, such as "
                 f"multiprocessing.Process, or leave {key} out"
             )
@@ -362,6 +426,27 @@ def read_step_config(given: Mapping[str, Any], step: str, config: Config) -> Ste
 def is_process(worker: object) -> bool:
     """Tell whether a worker, or a class of them, is a process of its own, and no thread."""
     return hasattr(worker, "sentinel")
+
+
+def _name_of(construct: object) -> str:
+    """Return how a class, a function or an executor is called in a message."""
+    kind = construct if hasattr(construct, "__qualname__") else type(construct)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def read_executor(made: object, factory: Callable[[], object]) -> Executor:
+    """Return what a factory has made.
+
+    Raises:
+        ConfigError: it is no executor.
+    """
+    if is_executor(made):
+        return made
+    raise ConfigError(
+        f"task_construct in Eventor's config is {factory!r}, which returned {made!r}; expected "
+        "a concurrent.futures.Executor"
+        + ("; a Client of Dask gives one: client.get_executor()" if _is_client(made) else "")
+    )
 
 
 def _listed(amounts: Mapping[str, int]) -> str:

@@ -31,6 +31,7 @@ import threading
 import traceback
 from array import array
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import _bootstrap
 from multiprocessing.reduction import ForkingPickler
@@ -45,7 +46,7 @@ from eventor.storage.owner import Owner, is_running
 from eventor.types import Outcome, Sequence, StoredResult, TaskStatus, failure, storable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from multiprocessing.connection import Connection
 
     from eventor.rules.flow import Event, Step
@@ -60,6 +61,10 @@ _LONGEST_VARIABLE = 131_072
 
 LARGEST_PICKLE = 999_000_000
 """Bytes; SQLite keeps no row above 1,000,000,000 (sqlite.org/limits.html)."""
+
+
+Dumps = Callable[[Any], bytes | memoryview]
+"""What pickles."""
 
 
 class Triggered(NamedTuple):
@@ -110,9 +115,17 @@ class Call:
         Raises:
             EventorError: something cannot be pickled; the message names it.
         """
+        return rebuild, self.pickled(ForkingPickler.dumps)
+
+    def pickled(self, dumps: Dumps) -> tuple[Any, ...]:
+        """Return what `rebuild` takes, each part pickled by itself.
+
+        Raises:
+            EventorError: something cannot be pickled; the message names it.
+        """
         parts = {name: getattr(self, name) for name in ("func", "args", "kwargs", "config")}
-        data = {name: _sendable(part, name, self.step) for name, part in parts.items()}
-        return _rebuild, (self.step, self.sequence, self.attempt, data, self.results)
+        data = {name: _sendable(part, name, self.step, dumps) for name, part in parts.items()}
+        return self.step, self.sequence, self.attempt, data, self.results
 
     def arguments(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments with the values in place of the placeholders.
@@ -188,22 +201,23 @@ class Job:
     most: int | None
 
 
-def _sendable(part: object, name: str, step: str) -> bytes:
+def _sendable(part: object, name: str, step: str, dumps: Dumps) -> bytes:
     try:
-        return bytes(ForkingPickler.dumps(part))
+        return bytes(dumps(part))
     except Exception as error:
         raise EventorError(
             f"{name} of step {step!r}, {reprlib.repr(part)}, cannot be sent to its process: {error}"
         ) from error
 
 
-def _rebuild(
+def rebuild(
     step: str,
     sequence: Sequence,
     attempt: int,
     data: Mapping[str, bytes],
     results: Results | None,
 ) -> Call:
+    """Return a call that was pickled; where that is not possible, one that fails and says why."""
     parts = {}
     for name, part in data.items():
         try:
@@ -229,9 +243,16 @@ class LogLevels:
     @classmethod
     def of_this_process(cls) -> LogLevels:
         """Return the levels that were set here."""
-        loggers = {"": logging.root, **_loggers()}
-        levels = {name: logger.level for name, logger in loggers.items() if logger.level}
+        known = {"": logging.root, **loggers()}
+        levels = {name: logger.level for name, logger in known.items() if logger.level}
         return cls(levels, logging.root.manager.disable)
+
+    def enables(self, record: logging.LogRecord) -> bool:
+        """Tell whether the owner's logger of that name would take a record."""
+        name = record.name
+        while name and name not in self.levels:
+            name = name.rpartition(".")[0]
+        return record.levelno > self.disabled and record.levelno >= self.levels.get(name, 0)
 
     def set(self) -> None:
         """Set them here."""
@@ -624,8 +645,13 @@ def _forget_threads() -> None:
             sys.modules.pop(name, None)
 
 
-def run(call: Call) -> Outcome:
-    """Call the step's function and return how it ended; nothing that it does raises here."""
+def run(call: Call, dumps: Dumps = pickle.dumps) -> Outcome:
+    """Call the step's function and return how it ended; nothing that it does raises here.
+
+    Args:
+        call: the call.
+        dumps: pickles what it returns.
+    """
     try:
         args, kwargs = call.arguments()
     except BaseException as error:  # a ResultError, or what a handler of signals has raised
@@ -641,7 +667,7 @@ def run(call: Call) -> Outcome:
     except BaseException as error:
         retriable = call.config.retries(type(error))
         return failure(describe(error), _traceback(error), retriable=retriable)
-    return _succeeded(value)
+    return _succeeded(value, dumps)
 
 
 def run_captured(call: Call, channel: Channel) -> Outcome:
@@ -672,7 +698,7 @@ class Forward(logging.Handler):
 
     def take_over(self) -> None:
         """Stand in the place of all handlers."""
-        for logger in (logging.root, *_loggers().values()):
+        for logger in (logging.root, *loggers().values()):
             stops_here = logger is logging.root or not logger.propagate
             handlers: list[logging.Handler] = [self] if stops_here else []
             if logger.handlers != handlers:  # what is not written stays shared with the owner
@@ -685,12 +711,12 @@ class Forward(logging.Handler):
             self._own.handle(record)
             return
         try:
-            channel.send(_attributes(record))
+            channel.send(attributes(record))
         except Exception:
             self.handleError(record)
 
 
-def _attributes(record: logging.LogRecord) -> dict[str, Any]:
+def attributes(record: logging.LogRecord) -> dict[str, Any]:
     """Return what the owner needs to build an equal record, as plain data."""
     told = dict(vars(record), msg=record.getMessage(), args=None)
     if record.exc_info and not record.exc_text:
@@ -710,23 +736,24 @@ def _plain(value: Any) -> Any:
     return _repr(value)
 
 
-def _loggers() -> dict[str, logging.Logger]:
+def loggers() -> dict[str, logging.Logger]:
+    """Return the loggers of this process by their names, without the root."""
     known = dict(logging.root.manager.loggerDict)
     return {name: logger for name, logger in known.items() if isinstance(logger, logging.Logger)}
 
 
 def _exited(code: object, *, retriable: bool) -> Outcome:
     if code is None or (isinstance(code, int) and code == 0):
-        return _succeeded(None)
+        return _succeeded(None, pickle.dumps)
     told = f"exit code {code:d}" if isinstance(code, int) else f"exit code 1: {code}"
     return failure(f"SystemExit: {told}", retriable=retriable)
 
 
-def _succeeded(value: Any) -> Outcome:
+def _succeeded(value: Any, dumps: Dumps) -> Outcome:
     if value is None:
         return Outcome(TaskStatus.success, "None")
     try:
-        data = _pickled(value)
+        data = _pickled(value, dumps)
     except BaseException as error:
         told = storable(_repr(value))
         return Outcome(
@@ -739,8 +766,8 @@ def _succeeded(value: Any) -> Outcome:
     return Outcome(TaskStatus.success, _cut(storable(told)), StoredResult("pickle", data))
 
 
-def _pickled(value: object) -> bytes:
-    data = pickle.dumps(value)
+def _pickled(value: object, dumps: Dumps) -> bytes:
+    data = bytes(dumps(value))
     if len(data) > LARGEST_PICKLE:
         raise ValueError(f"its {len(data):,} bytes are more than the {LARGEST_PICKLE:,} of a store")
     return data

@@ -1,0 +1,413 @@
+"""The line between the owner of a run and a process that runs its steps for an executor.
+
+    owner                                         worker
+    -----                                         ------
+    Desk   <- connects -------------------------  Line
+           -- a nonce ------------------------->
+           <- signed frames: a greeting, then
+              questions, and what steps say ----
+           -- signed frames: answers ---------->
+
+All frames are signed by a key that goes with the calls, for one connection and in their order.
+What is not signed so, by a stranger, is not read any further, and nothing of it is unpickled. They
+are not encrypted. Neither side needs a thread: the owner never waits for the rest of a frame, and
+the worker reads only while it waits for an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import pickle
+import secrets
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from multiprocessing import util
+from typing import TYPE_CHECKING, NamedTuple
+
+from eventor.storage.owner import Owner, is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from eventor.steps.task import Triggered
+
+_NONCE_BYTES = 32
+_HEADER = struct.Struct("!I32s")
+"""How many bytes follow, and by what they are signed."""
+
+_CHUNK = 1 << 16
+_LARGEST_FRAME = 1 << 30
+_GREETING_SECONDS = 10.0
+_MOST_STRANGERS = 64
+_LOOK_SECONDS = 1.0
+_CONNECT_SECONDS = 5.0
+_BACKLOG = 512
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds, and how often: an owner whose host is gone is found to be, where the system can."""
+
+
+class MayBegin(NamedTuple):
+    """The question whether a submission may begin, in the process of that pid."""
+
+    ticket: int
+    pid: int
+
+
+class WhichEvents(NamedTuple):
+    """The question for the names of the events."""
+
+
+class Said(NamedTuple):
+    """What a step says: what it triggers, or the attributes of a log record."""
+
+    ticket: int
+    message: Triggered | dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an owner listens.
+
+    Attributes:
+        host: the name or address of its host, for processes on others.
+        port: the port there.
+        key: by which frames are signed.
+        owner: its process.
+    """
+
+    host: str
+    port: int
+    key: bytes
+    owner: Owner
+
+
+def _sign(key: bytes, side: bytes, nonce: bytes, number: int, body: bytes) -> bytes:
+    return hmac.digest(key, b"%s %b %d %b" % (side, nonce, number, body), "sha256")
+
+
+class Caller:
+    """The owner's end of one connection, by whoever has connected.
+
+    Attributes:
+        since: when it has connected, by `time.monotonic`.
+        is_known: whether it has signed anything; until then it may send a greeting alone.
+    """
+
+    def __init__(self, connection: socket.socket, key: bytes) -> None:
+        self.since = time.monotonic()
+        self.is_known = False
+        self._connection = connection
+        self._key = key
+        self._nonce = secrets.token_bytes(_NONCE_BYTES)
+        self._buffer = bytearray()
+        self._heard = self._said = 0
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.send(self._nonce)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._connection.fileno()
+
+    def hear(self) -> tuple[list[object], bool]:
+        """Return what has come in, and whether nothing more will."""
+        try:
+            data = self._connection.recv(_CHUNK)
+        except BlockingIOError:
+            return [], False
+        except OSError:
+            data = b""
+        self._buffer += data
+        messages: list[object] = []
+        while (frame := self._frame()) is not None:
+            if frame:
+                try:
+                    messages.append(pickle.loads(frame))
+                except Exception:  # another version of eventor
+                    self._heard = -1
+        return messages, not data or self._is_strange()
+
+    def answer(self, value: object) -> None:
+        """Answer its question, of which it has one at a time.
+
+        Raises:
+            OSError: it is gone, or reads nothing.
+        """
+        body = pickle.dumps(value)
+        signed = _sign(self._key, b"owner", self._nonce, self._said, body)
+        self._said += 1
+        data = memoryview(_HEADER.pack(len(body), signed) + body)
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while data:
+            try:
+                data = data[self._connection.send(data) :]
+            except BlockingIOError:
+                # It waits for nothing else than this; but its names may be many.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+
+    def close(self) -> None:
+        """Hang up, for whoever has inherited this end too."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def _frame(self) -> bytes | None:
+        if len(self._buffer) < _HEADER.size or self._is_strange():
+            return None
+        size, signed = _HEADER.unpack_from(self._buffer)
+        end = _HEADER.size + size
+        if len(self._buffer) < end:
+            return None
+        body = bytes(memoryview(self._buffer)[_HEADER.size : end])
+        if not hmac.compare_digest(
+            signed, _sign(self._key, b"worker", self._nonce, self._heard, body)
+        ):
+            self._heard = -1
+            return None
+        self._heard += 1
+        self.is_known = True
+        del self._buffer[:end]
+        return body
+
+    def _is_strange(self) -> bool:
+        if self._heard < 0:
+            return True
+        if len(self._buffer) < _HEADER.size:
+            return False
+        size, _signed = _HEADER.unpack_from(self._buffer)
+        return bool(size > (_LARGEST_FRAME if self.is_known else 0))
+
+
+class Desk:
+    """Where the lines of one call of `ev()` come together.
+
+    Args:
+        owner: the process of that call.
+        host: the name or address at which others reach this host; None where all workers are here,
+            and nobody else is to reach it.
+        selector: tells when there is something to hear; it holds this, or a `Caller`, as its data.
+
+    Raises:
+        OSError: there is no port.
+    """
+
+    def __init__(self, owner: Owner, host: str | None, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self._key = secrets.token_bytes(32)
+        self._callers: dict[Caller, None] = {}
+        here = "127.0.0.1" if host is None else ""
+        self._listening = socket.create_server((here, 0), backlog=_BACKLOG)
+        self._listening.setblocking(False)
+        selector.register(self._listening, selectors.EVENT_READ, self)
+        port = self._listening.getsockname()[1]
+        self.address = Address(host or here, port, self._key, owner)
+
+    def admit(self) -> None:
+        """Let in who has connected."""
+        try:
+            connection, _address = self._listening.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # there is no descriptor left
+            self._drop_strangers(0)
+            time.sleep(0.001)
+            return
+        try:
+            caller = Caller(connection, self._key)
+        except OSError:
+            connection.close()
+            return
+        self._callers[caller] = None
+        self._selector.register(caller, selectors.EVENT_READ, caller)
+        self._drop_strangers(_MOST_STRANGERS)
+
+    def hear(self, caller: Caller) -> list[object]:
+        """Return what somebody has said; one who is gone, or strange, is forgotten."""
+        messages, gone = caller.hear()
+        if gone:
+            self.forget(caller)
+        return messages
+
+    def answer(self, caller: Caller, value: object) -> None:
+        """Answer a question."""
+        if caller in self._callers:
+            try:
+                caller.answer(value)
+            except OSError:
+                self.forget(caller)
+
+    def knows(self, caller: Caller | None) -> bool:
+        """Whether there is somebody from whom more may come."""
+        return caller in self._callers
+
+    def forget(self, caller: Caller) -> None:
+        """Hang up."""
+        del self._callers[caller]
+        self._selector.unregister(caller)
+        caller.close()
+
+    def look(self) -> None:
+        """Hang up on those who have said nothing for too long; to be called from time to time."""
+        late = time.monotonic() - _GREETING_SECONDS
+        for caller in [one for one in self._callers if not one.is_known and one.since < late]:
+            self.forget(caller)
+
+    def close(self) -> None:
+        """Hang up on all, and listen no more."""
+        for caller in list(self._callers):
+            self.forget(caller)
+        self._selector.unregister(self._listening)
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # for who has inherited it too
+        self._listening.close()
+
+    def _drop_strangers(self, most: int) -> None:
+        strangers = [one for one in self._callers if not one.is_known]
+        for caller in strangers[: max(0, len(strangers) - most)]:
+            self.forget(caller)
+
+
+class Line:
+    """The worker's end; several threads may use it.
+
+    Args:
+        address: where the owner listens.
+        connection: to there.
+
+    Attributes:
+        close: hangs up.
+
+    Raises:
+        OSError: whoever listens there is no owner.
+    """
+
+    def __init__(self, address: Address, connection: socket.socket) -> None:
+        self._address = address
+        self._connection = connection
+        self._nonce = self._receive(_NONCE_BYTES, time.monotonic() + _GREETING_SECONDS)
+        self._asking = threading.Lock()
+        # A handler of signals may speak in the middle of what its own thread says.
+        self._speaking = threading.RLock()
+        self._bodies: deque[bytes] = deque([b""])
+        self._said = self._heard = 0
+        self._is_writing = False
+        self._pid = os.getpid()
+        # A process that ends says so, and complains of nothing that is open.
+        self.close = util.Finalize(self, connection.close, exitpriority=0)
+        self._send_all()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the owner has hung up."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process may speak; one that a step has forked would break into a frame."""
+        return os.getpid() == self._pid
+
+    def ask(self, question: MayBegin | WhichEvents) -> Any:
+        """Ask, and wait for the answer.
+
+        Raises:
+            OSError: the owner is gone, or somebody else has answered.
+        """
+        with self._asking:
+            self.say(question)
+            size, signed = _HEADER.unpack(self._receive(_HEADER.size))
+            body = self._receive(size)
+            number, self._heard = self._heard, self._heard + 1
+            right = _sign(self._address.key, b"owner", self._nonce, number, body)
+            if not hmac.compare_digest(signed, right):
+                raise ConnectionError("the answer was not signed by the owner")
+            return pickle.loads(body)
+
+    def say(self, message: MayBegin | WhichEvents | Said) -> None:
+        """Send something.
+
+        Raises:
+            OSError: the owner is gone.
+        """
+        body = pickle.dumps(message)
+        with self._speaking:
+            self._bodies.append(body)
+            self._send_all()
+
+    def _send_all(self) -> None:
+        if self._is_writing:
+            return  # whoever is writing goes on with this
+        self._is_writing = True
+        try:
+            while self._bodies:
+                body = self._bodies.popleft()
+                signed = _sign(self._address.key, b"worker", self._nonce, self._said, body)
+                self._said += 1
+                self._connection.sendall(_HEADER.pack(len(body), signed) + body)
+        finally:
+            self._is_writing = False
+
+    def _receive(self, size: int, deadline: float | None = None) -> bytes:
+        data = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection, selectors.EVENT_READ)
+            while len(data) < size:
+                if not selector.select(_LOOK_SECONDS):
+                    # What others have inherited of a dead owner keeps the connection open.
+                    if is_running(self._address.owner) is False:
+                        raise ConnectionError("the owner is dead")
+                    if deadline is not None and time.monotonic() > deadline:
+                        raise TimeoutError("whoever listens there says nothing")
+                    continue
+                part = self._connection.recv(min(size - len(data), _CHUNK))
+                if not part:
+                    raise ConnectionError("the owner has hung up")
+                data += part
+        return bytes(data)
+
+
+def connect(address: Address) -> Line:
+    """Reach an owner, on this host or another.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    errors = []
+    for host in _hosts(address):
+        try:
+            connection = socket.create_connection((host, address.port), _CONNECT_SECONDS)
+        except OSError as error:
+            errors.append(error)
+            continue
+        try:
+            connection.settimeout(None)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return Line(address, connection)
+        except OSError as error:
+            connection.close()
+            errors.append(error)
+    raise errors[0]
+
+
+def _hosts(address: Address) -> Iterator[str]:
+    if is_running(address.owner) is not None:
+        yield "127.0.0.1"
+    yield address.host

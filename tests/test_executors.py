@@ -1,0 +1,1032 @@
+"""Steps on executors of `concurrent.futures`: threads, processes, loky, and a cluster of Dask."""
+
+import contextlib
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import eventor as evr
+from eventor.steps import line, remote
+from tests.conftest import sql, statuses, wait_until
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def processes(workers=2):
+    return ProcessPoolExecutor(workers, mp_context=SPAWN)
+
+
+def loky_processes(workers=2):
+    from loky import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(workers)
+
+
+@contextlib.contextmanager
+def dask():
+    import distributed
+
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client.get_executor()
+    # Dask keeps a thread for ever, and other tests fork.
+    distributed.utils._offload_executor.shutdown()
+    distributed.utils._offload_executor = ThreadPoolExecutor(1)
+
+
+MAKERS = {"threads": ThreadPoolExecutor, "processes": processes, "loky": loky_processes}
+REMOTE = [pytest.param(kind, marks=pytest.mark.once) for kind in ("processes", "loky", "dask")]
+KINDS = ["threads", *REMOTE]
+
+
+@pytest.fixture(scope="module")
+def instances():
+    """Make one executor of each kind for all tests of this module, when it is asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def instance(kind):
+            return stack.enter_context(dask() if kind == "dask" else MAKERS[kind](4))
+
+        yield instance
+
+
+@pytest.fixture
+def on(make, instances):
+    """Make Eventors on an executor of a kind."""
+
+    def build(kind, store=None, **config):
+        settings = {"task_construct": instances(kind), "max_concurrent": 4, **config}
+        return make(store, config=settings)
+
+    return build
+
+
+def add(ev, func, *args, name=None, **more):
+    """Define a step that an event of its own starts, and trigger that."""
+    name = name or getattr(func, "__name__", "step")
+    event = ev.add_event(f"start {name}")
+    step = ev.add_step(name, func, args, **more)
+    ev.add_assoc(event, step)
+    ev.trigger_event(event, 1)
+    return step
+
+
+def the_task(ev, step=None):
+    (task,) = ev.tasks(step)
+    return task
+
+
+# What steps do.
+
+
+def plus(one, two=0):
+    return one + two
+
+
+def fail(words):
+    raise ValueError(words)
+
+
+def here():
+    current = evr.current()
+    return (current.step, current.sequence, current.run_id, current.recovery, current.attempt)
+
+
+def speak(words):
+    log = logging.getLogger("of.a.step")
+    log.debug("%s in debug", words)
+    log.info("%s in info", words)
+    log.error("%s in error", words)
+    logging.getLogger("of.a.step.quiet").info("%s too quiet", words)
+
+
+def fail_until(path, times):
+    with path.open("a") as file:
+        file.write("!")
+    if len(path.read_text()) < times:
+        raise OSError("not yet")
+    return evr.current().attempt
+
+
+def begin_and_wait(begun, goes_on):
+    """Say that it runs, and wait until it may go on."""
+    begun.write_text(str(os.getpid()))
+    wait_until(goes_on.exists, 60)
+    return os.getpid()
+
+
+def trigger_and_wait(event, path):
+    evr.current().trigger(event)
+    wait_until(path.exists)
+
+
+def trigger_many(event, sequences):
+    for sequence in sequences:
+        evr.current().trigger(event, sequence)
+
+
+def die_once(path, number=signal.SIGKILL):
+    """End the process in which this runs, the first time."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), number)
+        wait_until(lambda: False)
+    return evr.current().attempt
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+    wait_until(lambda: False)
+
+
+def overlap(directory):
+    """Count how many of these run at the same time."""
+    me = directory / str(evr.current().sequence)
+    me.touch()
+    seen = len(list(directory.iterdir()))
+    time.sleep(0.02)  # so that others have a chance to be wrong
+    me.unlink()
+    return seen
+
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def __eq__(self, other):
+        return self.x == other.x
+
+    __hash__ = None
+
+
+class Unreadable:
+    def __reduce__(self):
+        return fail, ("as it must",)
+
+
+# The seam.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_end_well_or_not_and_data_goes_between_them(on, kind):
+    ev = on(kind, stop_on_exception=False)
+    first = add(ev, plus, 40, name="first", kwargs={"two": 2})
+    second = ev.add_step("second", plus, (first.result, evr.sequence))
+    ev.add_assoc(first.success, second)
+    third = ev.add_step("third", Point, (second.result,))
+    ev.add_assoc(second.success, third)
+    add(ev, fail, "no good", name="bad")
+    add(ev, here)
+    assert ev() is False
+    assert statuses(ev) == {
+        "first[1]": "success",
+        "second[1]": "success",
+        "third[1]": "success",
+        "bad[1]": "failure",
+        "here[1]": "success",
+    }
+    assert ev.result("third", 1) == Point(43)
+    assert ev.result("here", 1) == ("here", 1, 1, 0, 1)
+    task = the_task(ev, "bad")
+    assert task.error == "ValueError: no good"
+    assert task.traceback.splitlines()[1].endswith("in fail")
+    assert all(isinstance(task.pid, int) for task in ev.tasks())
+    assert (the_task(ev, "first").pid == os.getpid()) == (kind == "threads")
+
+
+@pytest.mark.parametrize("kind", ["threads", *REMOTE[:2]])
+def test_a_factory_is_called_when_ev_starts_and_shut_down_when_it_ends(make, kind):
+    made = []
+
+    def factory():
+        made.append(MAKERS[kind](2))
+        return made[-1]
+
+    ev = make(config={"task_construct": factory, "max_concurrent": 2})
+    add(ev, plus, 1)
+    assert made == []
+    assert ev() is True
+    add(ev, plus, 1, name="more")
+    assert ev() is True
+    assert len(made) == 2
+    for executor in made:
+        with pytest.raises(RuntimeError, match=r"shutdown|ShutdownExecutor|after"):
+            executor.submit(int)
+
+
+def test_the_class_of_an_executor_is_a_factory(make):
+    ev = make(config={"task_construct": ThreadPoolExecutor})
+    add(ev, plus, 1)
+    assert ev() is True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_tried_again(on, kind, tmp_path):
+    ev = on(kind)
+    add(ev, fail_until, tmp_path / "tries", 3, config={"max_attempts": 3, "retry_on": OSError})
+    assert ev() is True
+    task = the_task(ev)
+    assert (task.attempt, task.result) == (3, 3)
+    assert [attempt.error for attempt in task.attempts] == ["OSError: not yet"] * 2 + [None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_raised_that_is_not_to_be_retried_is_the_end(on, kind, tmp_path):
+    ev = on(kind)
+    add(ev, fail_until, tmp_path / "tries", 3, config={"max_attempts": 3, "retry_on": KeyError})
+    assert ev() is False
+    assert the_task(ev).attempt == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_of_steps_reach_the_handlers_of_the_owner_once(on, kind, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(logging.getLogger("of.a.step.quiet"), "level", logging.ERROR)
+    ev = on(kind)
+    add(ev, speak, "first", name="one")
+    add(ev, speak, "second", name="two")
+    assert ev() is True
+    found = [record.getMessage() for record in caplog.records if record.name.startswith("of.")]
+    expected = [f"{which} in {how}" for which in ("first", "second") for how in ("info", "error")]
+    assert sorted(found) == sorted(expected)
+    (record,) = [one for one in caplog.records if one.getMessage() == "first in info"]
+    assert (record.process == os.getpid()) == (kind == "threads")
+    # They come before the end of their step is told.
+    messages = [record.getMessage() for record in caplog.records]
+    end = next(index for index, one in enumerate(messages) if "completed one[1]" in one)
+    assert messages.index("first in error") < end
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_step_triggers_starts_while_it_still_runs(on, kind, tmp_path):
+    ev = on(kind)
+    also = ev.add_event("also")
+    ev.add_assoc(also, ev.add_step("touch", Path.touch, (tmp_path / "touched",)))
+    add(ev, trigger_and_wait, "also", tmp_path / "touched")
+    assert ev() is True
+    (event,) = ev.events("also")
+    assert (str(event.cause), event.sequence) == ("step trigger_and_wait", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_of_several_steps_at_once_knows_itself_and_none_of_its_triggers_is_lost(on, kind):
+    ev = on(kind, max_concurrent=0)
+    found, begin = ev.add_event("found"), ev.add_event("begin")
+    ev.add_assoc(begin, ev.add_step("here", here))
+    ev.add_assoc(begin, ev.add_step("many", trigger_many, ("found", range(100, 130))))
+    ev.trigger_events(begin, range(20))
+    assert ev() is True
+    assert [ev.result("here", number)[1] for number in range(20)] == list(range(20))
+    assert {event.sequence for event in ev.events(found)} == set(range(100, 130))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_trigger_is_an_error_at_the_call(on, kind):
+    ev = on(kind, stop_on_exception=False)
+    ev.add_event("known")
+    add(ev, trigger_many, "nkown", [1], name="wrong event")
+    add(ev, trigger_many, "known", [1.5], name="wrong sequence")
+    assert ev() is False
+    assert "there is no event 'nkown'; did you mean 'known'?" in the_task(ev, "wrong event").error
+    assert "TriggerError" in the_task(ev, "wrong sequence").error
+    assert ev.events("known") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_are_submitted_than_may_be_in_flight(on, kind, tmp_path):
+    directory = tmp_path / "running"
+    directory.mkdir()
+    ev = on(kind, max_concurrent=2)
+    begin = ev.add_event("begin")
+    ev.add_assoc(begin, ev.add_step("overlap", overlap, (directory,)))
+    ev.trigger_events(begin, range(12))
+    assert ev() is True
+    assert max(task.result for task in ev.tasks()) <= 2
+
+
+@pytest.mark.parametrize("kind", REMOTE)
+def test_what_cannot_be_sent_fails_its_step_and_is_named(on, kind):
+    ev = on(kind, stop_on_exception=False)
+    lock = threading.Lock()
+    config = {"max_attempts": 3}
+    add(ev, plus, lock, name="locked", config=config)
+    add(ev, lambda: (lock, 1), name="closed over")
+    add(ev, print, name="by keyword", kwargs={"file": lock})
+    add(ev, plus, Unreadable(), name="unreadable")
+    add(ev, plus, 1, name="good")
+    assert ev() is False
+    for name, part in (("locked", "args"), ("closed over", "func"), ("by keyword", "kwargs")):
+        task = the_task(ev, name)
+        assert f"EventorError: {part} of step {name!r}, " in task.error
+        assert "cannot be sent to its process: cannot pickle '_thread.lock' object" in task.error
+        assert task.attempt == 1
+    assert (
+        "args of step 'unreadable' cannot be rebuilt in its process: ValueError: as it must"
+        in the_task(ev, "unreadable").error
+    )
+    assert the_task(ev, "good").result == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lambdas_and_closures_are_sent_by_value(on, kind):
+    number = 41
+    ev = on(kind)
+    step = add(ev, lambda: number + 1, name="closure")
+    ev.add_assoc(step.success, ev.add_step("next", lambda one: one + 1, (step.result,)))
+    assert ev() is True
+    assert ev.result("next", 1) == 43
+
+
+def test_without_cloudpickle_a_lambda_is_told_how_to_be_sent(on, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    ev = on("processes")
+    add(ev, lambda: 1, name="nameless")
+    assert ev() is False
+    assert "python -m pip install 'eventor[executors]' may help" in the_task(ev).error
+    assert "func of step 'nameless'" in the_task(ev).error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(on, kind, caplog):
+    ev = on(kind)
+    add(ev, threading.Lock, name="lock")
+    assert ev() is True
+    assert "unlocked _thread.lock" in the_task(ev).result
+    assert "its result cannot be pickled, its repr is kept" in caplog.text
+
+
+# Lost workers.
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "loky", "dask"])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_lost_worker_is_a_failure_that_a_retry_mends(make, instances, kind, attempts, tmp_path):
+    construct = instances(kind) if kind == "dask" else MAKERS[kind]
+    settings = {"task_construct": construct, "max_concurrent": 4, "stop_on_exception": False}
+    ev = make(config=settings)
+    lost = add(ev, die_once, tmp_path / "died", config={"max_attempts": attempts})
+    after = ev.add_step("after", plus, (1,))
+    ev.add_assoc(lost.complete, after)
+    ev.add_assoc(after.success, ev.add_step("last", plus, (2,)))
+    assert ev() is True  # the end is handled
+    task = the_task(ev, "die_once")
+    assert "its worker was lost" in task.attempts[0].error
+    if attempts == 2:
+        assert (task.attempt, task.result) == (2, 2)
+    else:
+        assert task.status == "failure"
+    assert statuses(ev)["last[1]"] == "success"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "loky"])
+def test_what_had_not_begun_when_an_executor_broke_is_submitted_anew(make, kind, tmp_path):
+    ev = make(
+        config={
+            "task_construct": functools.partial(MAKERS[kind], 1),
+            "max_concurrent": 0,
+            "stop_on_exception": False,
+        }
+    )
+    begin, die_event = ev.add_event("begin"), ev.add_event("die")
+    ev.add_assoc(die_event, ev.add_step("die", die))
+    ev.add_assoc(begin, ev.add_step("innocent", plus, (evr.sequence,)))
+    ev.trigger_event(die_event, 0)
+    ev.trigger_events(begin, range(6))
+    assert ev() is False
+    assert "its worker was lost" in the_task(ev, "die").error
+    assert [task.result for task in ev.tasks("innocent")] == list(range(6))
+    assert {task.attempt for task in ev.tasks("innocent")} == {1}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_a_worker_killed_from_outside_takes_no_others_with_it_that_retries_mend(
+    make, instances, kind, tmp_path
+):
+    construct = instances("dask") if kind == "dask" else processes
+    ev = make(config={"task_construct": construct, "max_concurrent": 4})
+    begun, goes_on = tmp_path / "begun", tmp_path / "goes on"
+
+    def kill():
+        wait_until(lambda: begun.exists() and begun.read_text(), 60)
+        os.kill(int(begun.read_text()), signal.SIGKILL)
+        goes_on.touch()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    add(ev, begin_and_wait, begun, goes_on, config={"max_attempts": 2})
+    begin = ev.add_event("begin")
+    ev.add_assoc(begin, ev.add_step("beside", plus, (evr.sequence,), config={"max_attempts": 3}))
+    ev.trigger_events(begin, range(8))
+    assert ev() is True
+    killer.join()
+    task = the_task(ev, "begin_and_wait")
+    assert task.attempt == 2
+    assert task.attempts[0].pid == int(sql(tmp_path / "flow.db", PID_OF_FIRST)[0][0])
+    assert task.pid != task.attempts[0].pid
+    assert [task.result for task in ev.tasks("beside")] == list(range(8))
+
+
+PID_OF_FIRST = "SELECT pid FROM eventor_attempt WHERE step = 'begin_and_wait'"
+
+
+@pytest.mark.once
+def test_a_broken_instance_fails_its_steps_with_advice(make):
+    with processes(1) as pool:
+        ev = make(config={"task_construct": pool, "stop_on_exception": False})
+        lost = add(ev, die, config={"max_attempts": 2})
+        ev.add_assoc(lost.complete, ev.add_step("after", plus, (1,), config={"max_attempts": 5}))
+        ev()
+    first, second = the_task(ev, "die").attempts
+    assert "its worker was lost: BrokenProcessPool" in first.error
+    assert "give a function that makes one as task_construct" in second.error
+    assert the_task(ev, "after").attempt == 1
+
+
+def test_an_executor_that_is_shut_down_fails_the_step_and_not_the_flow(make):
+    with ThreadPoolExecutor() as pool:
+        pass
+    ev = make(config={"task_construct": pool})
+    add(ev, plus, 1)
+    assert ev() is False
+    assert "RuntimeError: cannot schedule new futures after shutdown" in the_task(ev).error
+
+
+@pytest.mark.once
+def test_a_factory_whose_executors_all_break_ends(make):
+    ev = make(
+        config={
+            "task_construct": lambda: ProcessPoolExecutor(
+                1, SPAWN, initializer=os._exit, initargs=(3,)
+            ),
+            "stop_on_exception": False,
+            "max_concurrent": 2,
+        }
+    )
+    begin = ev.add_event("begin")
+    ev.add_assoc(begin, ev.add_step("never", plus, (1,)))
+    ev.trigger_events(begin, range(3))
+    assert ev() is False
+    assert {str(task.status) for task in ev.tasks()} == {"failure"}
+    assert all("BrokenProcessPool" in task.error for task in ev.tasks())
+
+
+# Wrong executors.
+
+
+def no_executor():
+    return 5
+
+
+def raising():
+    raise OSError("no cluster today")
+
+
+async def later():
+    """Be of no use."""
+
+
+class Client:
+    """As Dask's: what it submits has futures of its own."""
+
+    def submit(self, func):
+        """Do nothing."""
+
+    shutdown = submit
+
+    def get_executor(self):
+        """Do nothing."""
+
+
+@pytest.mark.parametrize(
+    ("construct", "words"),
+    [
+        (Client(), r"expected an executor, which a Client of Dask gives: client.get_executor\(\)"),
+        (5, "expected a class like .*; a concurrent.futures.Executor; or a function that takes"),
+        (int, "expected a class like"),
+        (lambda needed: needed, "or a function that takes nothing and returns one"),
+        (later, "or a function that takes nothing"),
+    ],
+)
+def test_what_is_no_construct_is_refused(make, construct, words):
+    with pytest.raises(evr.ConfigError, match=words):
+        make(config={"task_construct": construct})
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "words"),
+    [
+        (
+            no_executor,
+            evr.ConfigError,
+            "no_executor at .*, which returned 5; expected a concurrent",
+        ),
+        (Client, evr.ConfigError, r"a Client of Dask gives one: client.get_executor\(\)"),
+        (raising, evr.LaunchError, "has made no executor: OSError: no cluster today"),
+    ],
+)
+def test_a_factory_that_makes_no_executor_is_told_before_anything_runs(make, factory, kind, words):
+    ev = make(config={"task_construct": factory})
+    add(ev, plus, 1)
+    with pytest.raises(kind, match=words):
+        ev()
+    assert ev.tasks() == []
+
+
+def test_after_a_factory_has_failed_ev_can_be_called_again(make):
+    makers = [raising, ThreadPoolExecutor]
+
+    def factory():
+        return makers.pop(0)()
+
+    ev = make(config={"task_construct": factory})
+    add(ev, plus, 1)
+    with pytest.raises(evr.LaunchError):
+        ev()
+    assert ev() is True
+
+
+@pytest.mark.parametrize(
+    ("construct", "name"),
+    [
+        (ThreadPoolExecutor, "concurrent.futures.thread.ThreadPoolExecutor"),
+        (processes, "tests.test_executors.processes"),
+        (functools.partial(processes, 1), "functools.partial"),
+        (ThreadPoolExecutor(), "concurrent.futures.thread.ThreadPoolExecutor"),
+    ],
+)
+@pytest.mark.parametrize("key", [{"timeout": 5}, {"capture_output": True}])
+def test_what_needs_a_process_of_eventors_own_is_refused(make, construct, name, key):
+    ev = make(config={"task_construct": construct})
+    with pytest.raises(evr.ConfigError, match=f"the task_construct {name} runs it in no process"):
+        ev.add_step("s", plus, (1,), config=key)
+
+
+@pytest.mark.parametrize("host", [5, "", " ", "a\nb"])
+def test_a_wrong_callback_host_is_refused(make, host):
+    with pytest.raises(
+        evr.ConfigError, match=r"callback_host in .*; expected the name or the addr"
+    ):
+        make(config={"callback_host": host})
+
+
+def test_max_concurrent_has_no_limit_by_open_files(make):
+    ev = make(config={"task_construct": ThreadPoolExecutor, "max_concurrent": 0})
+    assert ev._plan._max_concurrent == sys.maxsize
+
+
+# What eventor leaves behind.
+
+
+@pytest.mark.once
+def test_nothing_of_eventors_is_left(script):
+    ran = script("""
+        import gc, logging, multiprocessing, os, threading
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        import eventor as evr
+
+        def open_files():
+            gc.collect()
+            return len(os.listdir("/dev/fd"))
+
+        def work(construct):
+            config = {"logdir": ".", "task_construct": construct}
+            with evr.Eventor(store=":memory:", config=config) as ev:
+                begin = ev.add_event("begin")
+                ev.add_assoc(begin, ev.add_step("log", logging.error, ("of a step",)))
+                ev.trigger_event(begin)
+                assert ev() is True
+
+        def processes():
+            return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+        if __name__ == "__main__":
+            for make in (ThreadPoolExecutor, processes):
+                work(make)  # what is opened once in a program is open by now
+                before = open_files()
+                work(make)
+                assert (open_files(), threading.active_count()) == (before, 1)
+                with make() as shared:
+                    work(shared)
+                    before, threads = open_files(), set(threading.enumerate())
+                    work(shared)
+                    assert (open_files(), set(threading.enumerate())) == (before, threads)
+    """)
+    assert ran.returncode == 0, ran.stderr
+
+
+# The worker's side, by hand.
+
+
+class ByHand(Executor):
+    """Has a test do what is submitted, in a thread of the test's own."""
+
+    def __init__(self, do):
+        self.do = do
+        self.threads = []
+        self.errands = []
+
+    def submit(self, func, data):
+        future = Future()
+        future.set_running_or_notify_cancel()
+        self.errands.append(data)
+        thread = threading.Thread(target=self._do, args=(func, data, future))
+        self.threads.append(thread)
+        thread.start()
+        return future
+
+    def _do(self, func, data, future):
+        try:
+            future.set_result(self.do(func, data))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def shutdown(self, wait=True):
+        for thread in self.threads:
+            thread.join(30)
+
+
+@pytest.fixture
+def by_hand(make):
+    """Make Eventors on a `ByHand`; what workers know is forgotten at the end."""
+    made = []
+
+    def build(do, **config):
+        made.append(ByHand(do))
+        return make(config={"task_construct": made[-1], **config}), made[-1]
+
+    yield build
+    for one in made:
+        one.shutdown()
+    remote._hang_up()
+    for lines in (remote._lines, remote._unreachable, remote._reached, remote._names):
+        for opened in lines.values():
+            if isinstance(opened, line.Line):
+                opened.close()
+        lines.clear()
+
+
+def test_a_submission_begins_once(by_hand, tmp_path):
+    reports = []
+
+    def twice(func, data):
+        reports.extend(pickle.loads(func(data)) for _ in range(2))
+        return pickle.dumps(reports[1])
+
+    ev, _ = by_hand(twice)
+    add(ev, fail_until, tmp_path / "tries", 1, config={"max_attempts": 2})
+    assert ev() is False
+    # The attempt is the second's to tell here; it has not begun, and the next one has.
+    assert (tmp_path / "tries").read_text() == "!!"
+    task = the_task(ev)
+    assert [attempt.error for attempt in task.attempts] == [remote.TWICE] * 2
+    assert [report.outcome.status for report in reports] == ["success", "failure"] * 2
+
+
+def test_what_is_left_when_ev_has_ended_does_not_begin(by_hand, tmp_path):
+    ev, executor = by_hand(lambda func, data: func(data))
+    add(ev, fail_until, tmp_path / "tries", 1)
+    assert ev() is True
+    report = pickle.loads(remote.run(executor.errands[0]))
+    assert report.pid is None
+    assert "it has not begun: its worker lost touch with the program" in report.outcome.error
+    assert (tmp_path / "tries").read_text() == "!"
+
+
+def test_what_a_dead_program_has_submitted_does_not_begin(by_hand, tmp_path, monkeypatch):
+    ev, executor = by_hand(lambda func, data: func(data))
+    add(ev, fail_until, tmp_path / "tries", 1)
+    assert ev() is True
+    monkeypatch.setattr(remote, "is_running", lambda _owner: False)
+    report = pickle.loads(remote.run(executor.errands[0]))
+    assert "is dead" in report.outcome.error
+    assert (tmp_path / "tries").read_text() == "!"
+
+
+@pytest.fixture
+def unreachable(monkeypatch):
+    """Have no way from workers to the owner, as on a host from which there is none."""
+
+    def refuse(*_):
+        raise OSError("no route")
+
+    monkeypatch.setattr(remote, "is_running", lambda _owner: None)
+    monkeypatch.setattr(line.socket, "create_connection", refuse)
+
+
+def test_where_the_owner_cannot_be_reached_all_comes_with_the_end(by_hand, unreachable, caplog):
+    caplog.set_level(logging.INFO)
+    ev, _ = by_hand(lambda func, data: func(data))
+    ev.add_assoc(ev.add_event("found"), ev.add_step("plus", plus, (evr.sequence, 1)))
+    add(ev, trigger_many, "found", [5, 6])
+    add(ev, speak, "far away")
+    assert ev() is True
+    assert [task.result for task in ev.tasks("plus")] == [6, 7]
+    assert the_task(ev, "speak").pid == os.getpid()
+    assert "far away in info" in caplog.text
+
+
+def test_a_trigger_that_could_not_be_checked_is_warned_of(by_hand, unreachable, caplog):
+    ev, _ = by_hand(lambda func, data: func(data))
+    add(ev, trigger_many, "nkown", [5])
+    assert ev() is True
+    assert "Step trigger_many[1] triggers 'nkown', and there is no such event" in caplog.text
+
+
+def test_what_could_not_be_sent_in_the_middle_comes_with_the_end(by_hand, caplog):
+    caplog.set_level(logging.INFO)
+
+    def cut():
+        evr.current().trigger("found", 1)
+        for opened in remote._lines.values():
+            opened._connection.shutdown(socket.SHUT_RDWR)
+        evr.current().trigger("found", 2)
+        speak("cut off")
+
+    ev, _ = by_hand(lambda func, data: func(data))
+    ev.add_event("found")
+    add(ev, cut)
+    assert ev() is True
+    assert [event.sequence for event in ev.events("found")] == [1, 2]
+    found = [one.process for one in caplog.records if one.getMessage() == "cut off in info"]
+    assert len(found) == 2  # by the handler here, as in a worker of its own, and by the owner's
+
+
+def test_who_is_strange_is_not_heard_and_holds_up_nobody(by_hand):
+    strangers = []
+
+    def do(func, data):
+        errand = pickle.loads(data)
+        port = errand.home.address.port
+        silent = socket.create_connection(("127.0.0.1", port))
+        loud = socket.create_connection(("127.0.0.1", port))
+        loud.sendall(pickle.dumps(Unreadable()) * 10)
+        wrong = line.Address("127.0.0.1", port, b"another key", errand.home.address.owner)
+        guest = line.connect(wrong)
+        strangers.extend([silent, loud, guest])
+        with pytest.raises(OSError, match=r"hung up|reset"):
+            guest.ask(line.MayBegin(errand.ticket, 1))
+        assert loud.recv(32)  # the nonce
+        assert loud.recv(1) == b""
+        return func(data)
+
+    ev, _ = by_hand(do)
+    add(ev, plus, 1)
+    assert ev() is True
+    silent = strangers[0]
+    assert len(silent.recv(100)) == 32
+    assert silent.recv(1) == b""  # it was hung up on in the end
+    for stranger in strangers:
+        stranger.close()
+
+
+def test_strangers_who_say_nothing_are_dropped(by_hand, monkeypatch):
+    monkeypatch.setattr(line, "_MOST_STRANGERS", 2)
+    opened = []
+
+    def do(func, data):
+        port = pickle.loads(data).home.address.port
+        opened.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(5))
+        for one in opened:
+            assert len(one.recv(32)) == 32
+        assert [one.recv(1) for one in opened[:3]] == [b""] * 3
+        return func(data)
+
+    ev, _ = by_hand(do)
+    add(ev, plus, 1)
+    assert ev() is True
+    for one in opened:
+        one.close()
+
+
+def test_a_future_that_fails_otherwise_fails_its_step(by_hand):
+    def do(func, data):
+        raise ModuleNotFoundError("No module named 'eventor'")
+
+    ev, _ = by_hand(do)
+    add(ev, plus, 1)
+    assert ev() is False
+    expected = "its executor could not run it: ModuleNotFoundError: No module named 'eventor'"
+    assert the_task(ev).error == expected
+
+
+def test_hooks_are_told_the_process_of_a_remote_step(on):
+    told = []
+    ev = on("processes", on_transition=told.append)
+    add(ev, os.getpid)
+    assert ev() is True
+    (end,) = [one for one in told if one.kind == "task_success"]
+    assert end.pid == ev.result("getpid", 1) == the_task(ev).pid
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("kind", ["threads", *REMOTE])
+def test_stop_lets_finish_what_was_submitted(on, kind, tmp_path):
+    ev = on(kind, max_concurrent=2)
+    begun, goes_on = tmp_path / "begun", tmp_path / "goes on"
+    step = add(ev, begin_and_wait, begun, goes_on)
+    ev.add_assoc(step.success, ev.add_step("after", plus, (1,)))
+
+    def stop():
+        wait_until(begun.exists)
+        ev.stop()
+        goes_on.touch()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert ev() is False
+    stopper.join()
+    assert statuses(ev) == {"begin_and_wait[1]": "success", "after[1]": "ready"}
+
+
+PROGRAM = """
+    import multiprocessing, os, sys
+    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+    from pathlib import Path
+    import eventor as evr
+    from tests.conftest import wait_until
+
+    def wait(name):
+        with open("begun", "a") as file:
+            file.write(f"{name}\\n")
+        wait_until(Path("goes on").exists, 60)
+        return name
+
+    def processes():
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    if __name__ == "__main__":
+        kind, mode = sys.argv[1:]
+        construct = {"processes": processes, "threads": lambda: ThreadPoolExecutor(1)}[kind]
+        config = {"logdir": ".", "task_construct": construct, "max_concurrent": 2}
+        with evr.Eventor("x", "flow.db", evr.RunMode(mode), config=config) as ev:
+            begin = ev.add_event("begin")
+            ev.add_assoc(begin, ev.add_step("wait", wait, (evr.sequence,)))
+            if mode == "restart":
+                ev.trigger_events(begin, ["a", "b", "c"])
+            try:
+                print(ev())
+            finally:
+                Path("ended").touch()
+"""
+
+
+@pytest.fixture
+def program(start, tmp_path, monkeypatch):
+    root = str(Path(__file__).parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.chdir(tmp_path)
+
+    started = []
+
+    def run(kind, mode="restart"):
+        started.append(start(PROGRAM, kind, mode))
+        return started[-1]
+
+    yield run
+    for process in started:  # and the workers of their executors, which nobody else ends
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def begun():
+    path = Path("begun")
+    return path.read_text().split() if path.exists() else []
+
+
+def stored():
+    query = "SELECT sequence, status FROM eventor_task WHERE recovery = 0 ORDER BY sequence"
+    return dict(sql("flow.db", query))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program, kind):
+    process = program(kind)
+    wait_until(begun)
+    # As a terminal does: for all that is in the group.
+    os.killpg(process.pid, signal.SIGINT)
+    log = Path("x.debug.log")
+    wait_until(lambda: "Stopping by SIGINT" in (log.read_text() if log.exists() else ""))
+    assert not Path("ended").exists()
+    os.killpg(process.pid, signal.SIGINT)
+    wait_until(Path("ended").exists)
+    assert stored() == {"a": "active", "b": "active", "c": "ready"}
+    Path("goes on").touch()
+    _out, err = process.communicate(timeout=60)
+    assert begun() == ["a"]
+    assert "KeyboardInterrupt" in err
+    assert process.returncode != 0
+
+
+@pytest.mark.once
+def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program):
+    process = program("processes")
+    wait_until(begun)
+    os.killpg(process.pid, signal.SIGINT)
+    log = Path("x.debug.log")
+    wait_until(lambda: "Stopping by SIGINT" in (log.read_text() if log.exists() else ""))
+    Path("goes on").touch()
+    process.communicate(timeout=60)
+    assert stored() == {"a": "success", "b": "success", "c": "ready"}
+
+
+@pytest.mark.once
+def test_a_killed_owner_is_recovered_and_nothing_more_of_it_begins(program):
+    process = program("processes")
+    wait_until(begun)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    # What runs goes on, and is nobody's; what had not begun does not, in the same worker.
+    Path("goes on").touch()
+    recovery = program("processes", "recover")
+    out, err = recovery.communicate(timeout=100)
+    assert (recovery.returncode, out) == (0, "True\n"), err
+    os.killpg(process.pid, signal.SIGKILL)  # the worker, which waits for ever
+    assert sorted(begun()) == ["a", "a", "b", "c"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "loky", "dask"])
+def test_a_script_without_a_module_of_its_own_runs_there(start, kind, tmp_path):
+    process = start(f"KIND = {kind!r}\n" + SCRIPT)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == [6, "Pair", True]
+
+
+SCRIPT = """
+import contextlib, json, multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+import eventor as evr
+
+class Pair:
+    def __init__(self, one, two):
+        self.one, self.two, self.kind = one, two, Pair
+        self.adds = add
+
+def add(one, two):
+    return one + two
+
+def pair(number):
+    return Pair(number, number + 1)
+
+def total(pair):
+    return pair.adds(pair.one, pair.two) + 1
+
+@contextlib.contextmanager
+def executor():
+    if KIND == "processes":
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    elif KIND == "loky":
+        import loky
+        with loky.ProcessPoolExecutor(1) as pool:
+            yield pool
+    else:
+        import distributed
+        with distributed.LocalCluster(
+            n_workers=1, dashboard_address=":0", silence_logs=50
+        ) as cluster, distributed.Client(cluster) as client:
+            yield client.get_executor()
+
+if __name__ == "__main__":
+    with executor() as construct:
+        config = {"logdir": ".", "task_construct": construct}
+        with evr.Eventor(store="flow.db", config=config) as ev:
+            begin = ev.add_event("begin")
+            first = ev.add_step("pair", pair, (2,))
+            ev.add_assoc(begin, first)
+            ev.add_assoc(first.success, ev.add_step("total", total, (first.result,)))
+            ev.trigger_event(begin)
+            ev()
+            found = ev.result("pair", 1)
+            result = [ev.result("total", 1), type(found).__name__, type(found) is Pair]
+            assert found.kind is Pair and found.adds is add
+            print(json.dumps(result), flush=True)
+"""
