@@ -3,6 +3,7 @@
 python -m tests.benchmarks.floors NAME [ARGUMENT ...]
 """
 
+import contextlib
 import multiprocessing
 import sqlite3
 import subprocess
@@ -83,6 +84,35 @@ def pool(place, count):
         return {"s": (time.perf_counter() - began) / count}
 
 
+@contextlib.contextmanager
+def executor_of(kind):
+    """Give an executor of two processes, which have begun."""
+    with contextlib.ExitStack() as stack:
+        if kind == "dask":
+            import distributed
+
+            two = {"n_workers": 2, "threads_per_worker": 1}
+            cluster = distributed.LocalCluster(**two, dashboard_address=":0", silence_logs="ERROR")
+            client = distributed.Client(stack.enter_context(cluster))
+            made = stack.enter_context(client).get_executor()
+        else:
+            made = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+        stack.enter_context(made)
+        for future in [made.submit(time.sleep, number / 100) for number in range(10)]:
+            future.result()
+        yield made
+
+
+def executor(place, count, kind):
+    """A call of an executor, of many that were submitted together."""
+    with executor_of(kind) as made:
+        began = time.perf_counter()
+        # Each of its own: Dask calls one of several that are equal.
+        for future in [made.submit(int, number) for number in range(count)]:
+            future.result()
+        return {"s": (time.perf_counter() - began) / count}
+
+
 def ideal(place, count, iterations):
     """Pieces of work, half of them in each of two processes side by side."""
     began = time.perf_counter()
@@ -117,7 +147,9 @@ def program(place, *arguments):
     return {"s": time.perf_counter() - began}
 
 
-KNOWN = child.by_name(fork, commit, pool, ideal, sqlalchemy_import, sqlalchemy_program)
+KNOWN = child.by_name(
+    *(fork, commit, pool, executor, ideal), *(sqlalchemy_import, sqlalchemy_program)
+)
 
 if __name__ == "__main__":
     child.main(KNOWN)

@@ -90,6 +90,16 @@ FIGURES = (
     Figure("warm", "fan-out of {n:,}, each, warm", "fan-out {n} warm: s", 2_000, (FORK,), 0.14),
     *(
         Figure(
+            "executors",
+            f"fan-out of {{n:,}}, each, on {title}",
+            f"executors {{n}} {kind}: s",
+            2_000,
+            (f"executor {{n}} {kind}: s", COMMIT),
+        )
+        for kind, title in (("processes", "a process pool"), ("dask", "Dask"))
+    ),
+    *(
+        Figure(
             ONCE,
             f"step of {{n:,}} over one of {{few:,}}, {shape}, {how}",
             f"{shape} {{n}} {how}: s",

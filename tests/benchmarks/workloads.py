@@ -16,6 +16,9 @@ from tests.benchmarks import child, floors
 from tests.benchmarks.floors import nothing, piece
 
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+IN_FLIGHT = 16
+"""How many steps an executor of two processes has at once, so that neither waits for the next."""
+
 WORKERS = {"fresh": {}, "warm": {"max_tasks_per_child": None}}
 
 
@@ -82,6 +85,16 @@ def chain(place, size, how="fresh"):
 
 def fan_out(place, size, how="fresh"):
     with flow(place, how, max_concurrent=2) as ev:
+        add_fan_out(ev, size)
+        return {"s": run(ev, size + 1) / (size + 1)}
+
+
+def executors(place, size, kind):
+    """A fan-out on an executor; `fan_out` is the same on processes of eventor's own."""
+    with (
+        floors.executor_of(kind) as construct,
+        flow(place, task_construct=construct, max_concurrent=IN_FLIGHT) as ev,
+    ):
         add_fan_out(ev, size)
         return {"s": run(ev, size + 1) / (size + 1)}
 
@@ -209,7 +222,7 @@ def simple_example(place):
 
 
 KNOWN = child.by_name(
-    *(chain, fan_out, sequences, cpu, latency, idle),
+    *(chain, fan_out, executors, sequences, cpu, latency, idle),
     *(definitions, triggers, bulk_triggers, recovery, eventor_import, simple_example),
 )
 
