@@ -130,3 +130,39 @@ def test_a_backup_that_was_killed_goes_on_and_finds_what_was_damaged(tmp_path, l
     assert "package07                  3 files" in ran.stdout
     wrong = "check package05: ValueError: package05.tar.xz does not hold what was packed: package05"
     assert ran.stdout.splitlines()[-1].startswith(wrong)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("store", ["kept.db"])  # and a PostgreSQL one, where there is a server
+def test_the_same_picture_is_drawn_here_and_on_a_cluster(tmp_path, store):
+    drawn = {}
+    for out, options in (("here", ()), ("there", ("--dask", "--workers", "2"))):
+        ran = run("cluster.py", *options, "--out", out, "--store", f"{out}-{store}", cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        assert re.match(r"12 strips drawn by \d+ processes, 0 known before", ran.stdout)
+        told = [line for line in ran.stderr.splitlines() if line.startswith("drawing strip")]
+        assert len(told) == len(set(told)) == 12
+        drawn[out] = (tmp_path / out / "mandelbrot.pgm").read_bytes()
+    assert drawn["here"] == drawn["there"]
+    header, _, pixels = drawn["here"].partition(b"\n")
+    assert (header, len(pixels)) == (b"P5 240 240 255", 240 * 240)
+    assert pixels[120 * 240 + 192] == 0  # the origin belongs to the set
+    assert pixels[0] > 250  # a corner does not
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("options", [(), ("--dask",)])
+def test_a_picture_that_was_cut_is_finished_elsewhere(tmp_path, options):
+    two = ("--workers", "2", "--size", "480")
+    killed = start("cluster.py", *options, *two, cwd=tmp_path)
+    store = tmp_path / "cluster/cluster.db"
+    query = "SELECT count(*) FROM eventor_task WHERE recovery = 0 AND status = 'success'"
+    wait_until(lambda: store.exists() and sql(store, query) >= [(2,)], 60)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(30)
+    ((before,),) = sql(store, query)
+    assert 2 <= before < 24
+    ran = run("cluster.py", "--recover", *two, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(f"{24 - before} strips drawn by")
+    assert f", {before} known before" in ran.stdout
