@@ -41,7 +41,7 @@ class UsageError(EventorError):
 
 
 class LaunchError(EventorError):
-    """No process can be started beside the program, so that no step can run."""
+    """No process or executor can be had by which steps would run."""
 
 
 class OwnershipError(EventorError):

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import re
-import socket
 import sys
 import threading
 import weakref
@@ -424,9 +423,11 @@ class Eventor:
 
         Raises:
             ConfigError: `max_loops` is no whole number above 0, or `progress` is neither True,
-                False nor None, or is True without the extra `cli`.
+                False nor None, or is True without the extra `cli`; or what `task_construct` returns
+                is no executor.
             StoreError: something could not be recorded; nothing was launched after that.
-            LaunchError: the process that guards the steps cannot be started.
+            LaunchError: the process that guards the steps cannot be started; or `task_construct`
+                has raised instead of making an executor, and nothing was launched.
             OwnershipError: another host has taken over the run, since this Eventor was not heard
                 of for longer than its lease; nothing was launched after that.
             RecoveryError: the flow is not what was recorded, and `strict_recovery` is True.
@@ -787,7 +788,7 @@ class Eventor:
             self.run_id,
             self.recovery,
             self._journal.pass_on,
-            self._config.callback_host or socket.gethostname(),
+            self._config.callback_host,
         )
 
     def _no_limit(self) -> int:

@@ -1,6 +1,7 @@
 """Steps on executors of `concurrent.futures`: threads, processes, loky, and a cluster of Dask."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor.steps import line, remote
+from eventor.steps import line, remote, task
 from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -238,6 +239,42 @@ def test_the_class_of_an_executor_is_a_factory(make):
     ev = make(config={"task_construct": ThreadPoolExecutor})
     add(ev, plus, 1)
     assert ev() is True
+
+
+def test_a_pool_that_forks_runs_what_is_in_its_memory(script):
+    ran = script("""
+        import logging, multiprocessing, sys
+        from concurrent.futures import ProcessPoolExecutor
+        import eventor as evr
+
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+
+        def fork():
+            return ProcessPoolExecutor(2, multiprocessing.get_context("fork"))
+
+        def step(number):
+            logging.warning("in step %d", number)
+            evr.current().trigger("also", number)
+
+        config = {"logdir": ".", "task_construct": fork, "max_concurrent": 2}
+        with evr.Eventor(store=":memory:", logging_level="ERROR", config=config) as ev:
+            begin, also = ev.add_event("begin"), ev.add_event("also")
+            ev.add_assoc(begin, ev.add_step("step", step, (evr.sequence,)))
+            ev.add_assoc(also, ev.add_step("lambda", lambda: 1))
+            ev.trigger_events(begin, range(3))
+            assert ev() is True
+            assert len(ev.tasks("lambda")) == 3
+    """)
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(ran.stdout.splitlines()) == ["in step 0", "in step 1", "in step 2"]
+
+
+def test_trigger_event_in_a_thread_of_an_executor_is_that_of_the_step(make):
+    ev = make(config={"task_construct": ThreadPoolExecutor})
+    found = ev.add_event("found")
+    add(ev, lambda: ev.trigger_event(found), name="find")
+    assert ev() is True
+    assert [str(event.cause) for event in ev.events(found)] == ["step find"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -783,7 +820,7 @@ def test_who_is_strange_is_not_heard_and_holds_up_nobody(by_hand):
         silent = socket.create_connection(("127.0.0.1", port))
         loud = socket.create_connection(("127.0.0.1", port))
         loud.sendall(pickle.dumps(Unreadable()) * 10)
-        wrong = line.Address("127.0.0.1", port, b"another key", errand.home.address.owner)
+        wrong = line.Address((), port, b"another key", errand.home.address.owner)
         guest = line.connect(wrong)
         strangers.extend([silent, loud, guest])
         with pytest.raises(OSError, match=r"hung up|reset"):
@@ -819,6 +856,136 @@ def test_strangers_who_say_nothing_are_dropped(by_hand, monkeypatch):
     assert ev() is True
     for one in opened:
         one.close()
+
+
+@contextlib.contextmanager
+def a_worker():
+    """Collect what a handler of a worker shows, and what is shown where there is none."""
+    found, last = [], []
+
+    class Shows(logging.Handler):
+        def __init__(self, level, to):
+            super().__init__(level)
+            self.to = to
+
+        def emit(self, record):
+            self.to.append(record.getMessage())
+
+    # As in a worker of a cluster; pytest's own handlers would be in the way.
+    before = logging.root.handlers[:], logging.root.level, logging.lastResort
+    logging.root.handlers[:] = []
+    logging.root.setLevel(logging.WARNING)
+    logging.lastResort = Shows(logging.WARNING, last)
+    try:
+        yield Shows(logging.NOTSET, found), found, last
+    finally:
+        logging.root.handlers[:], logging.root.level, logging.lastResort = before
+        logging.root.manager._clear_cache()
+
+
+def speak_beside(others):
+    log = logging.getLogger("of.a.step")
+    thread = threading.Thread(target=lambda: [others.info("other info"), others.error("other")])
+    thread.start()
+    thread.join()
+    log.info("own info")
+    log.error("own error")
+
+
+HOME = remote.Home(
+    line.Address((), 1, b"", None), 1, 0, task.LogLevels({"": logging.INFO}, 0), is_shared=True
+)
+
+
+class Heard(list):
+    """A way to somebody."""
+
+    def say(self, said):
+        self.append(said.message["msg"])
+
+
+def perform(func, *args, home=HOME):
+    way = Heard()
+    call = task.Call("s", 1, 1, func, args, {}, None)
+    report = remote.perform(call, remote.Voice(1, way), 1, 0, {}, home)
+    assert report.outcome.status == "success", report.outcome.traceback
+    assert report.sent == len(way)
+    return way
+
+
+def test_a_shared_worker_shows_what_it_would_show_anyway():
+    with a_worker() as (handler, found, last):
+        logging.root.addHandler(handler)
+        way = perform(speak_beside, logging.getLogger("of.others"))
+        assert way == ["own info", "own error"]
+        assert found == ["other", "own error"]
+        assert logging.root.level == logging.WARNING
+        assert logging.root.handlers == [handler]
+        assert (handler.filters, last) == ([], [])
+
+
+def test_a_worker_without_handlers_shows_of_others_what_logging_would():
+    with a_worker() as (_handler, _found, last):
+        way = perform(speak_beside, logging.getLogger("of.others"))
+        assert (way, last) == (["own info", "own error"], ["other"])
+
+
+def test_in_a_process_of_the_programs_own_executor_it_alone_shows_records():
+    home = dataclasses.replace(HOME, is_shared=False)
+    with a_worker() as (handler, found, _last):
+        logging.root.addHandler(handler)
+        way = perform(speak_beside, logging.getLogger("of.others"), home=home)
+        assert (way, found) == (["own info", "own error"], ["other"])
+
+
+def test_a_logger_that_hands_nothing_on_is_heard_once():
+    aside = logging.getLogger("aside")
+    aside.propagate = False
+    try:
+        assert perform(logging.getLogger("aside.of.it").info, "said") == ["said"]
+        assert aside.handlers == []
+    finally:
+        aside.propagate = True
+
+
+def test_a_level_that_a_step_sets_stays():
+    with a_worker():
+        perform(logging.root.setLevel, logging.ERROR)
+        assert logging.root.level == logging.ERROR
+
+
+def test_a_step_that_has_ended_says_nothing_more():
+    left = []
+    ended = remote.perform(
+        task.Call("s", 1, 1, lambda: left.append(evr.current()), (), {}, None),
+        remote.Voice(1, Heard()),
+        1,
+        0,
+        {"known": None},
+    )
+    assert ended.outcome.status == "success"
+    with pytest.raises(evr.UsageError, match="after it has ended"):
+        left[0].trigger("known")
+
+
+def test_a_process_that_a_step_forks_cannot_trigger_there(make):
+    def fork():
+        current = evr.current()
+        child = os.fork()
+        if not child:
+            try:
+                current.trigger("known")
+            except evr.UsageError as error:
+                os._exit(3 if "which it has started" in str(error) else 4)
+            os._exit(5)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    ev = make(config={"task_construct": lambda: processes(1)})
+    ev.add_event("known")
+    add(ev, fork, name="fork")
+    assert ev() is True
+    assert ev.result("fork", 1) == 3
+    assert ev.events("known") == []
 
 
 def test_a_future_that_fails_otherwise_fails_its_step(by_hand):

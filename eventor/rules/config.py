@@ -253,7 +253,7 @@ class Config:
             takes nothing and returns one, which is called when `ev()` starts, and whose executor is
             shut down when that ends.
         callback_host: the name or address at which the workers of an executor reach this host from
-            another; None is its own name. Processes of this host are not affected.
+            another; None is its own name and address. Workers on this host need it not.
         max_concurrent: how many steps may be in flight, with an executor those that have been
             submitted and have not ended; below 1 there is no limit.
         max_tasks_per_child: how many steps a process runs before it ends, one after the other; None

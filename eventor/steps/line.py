@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from eventor.steps.task import Triggered
 
+_HERE = "127.0.0.1"
 _NONCE_BYTES = 32
 _HEADER = struct.Struct("!I32s")
 """How many bytes follow, and by what they are signed."""
@@ -47,6 +48,9 @@ _CHUNK = 1 << 16
 _LARGEST_FRAME = 1 << 30
 _GREETING_SECONDS = 10.0
 _MOST_STRANGERS = 64
+_ANSWER_SECONDS = 1.0
+"""For how long somebody may take nothing of an answer."""
+
 _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _BACKLOG = 512
@@ -77,13 +81,13 @@ class Address:
     """Where an owner listens.
 
     Attributes:
-        host: the name or address of its host, for processes on others.
+        hosts: names and addresses of its host, for processes on others.
         port: the port there.
         key: by which frames are signed.
         owner: its process.
     """
 
-    host: str
+    hosts: tuple[str, ...]
     port: int
     key: bytes
     owner: Owner
@@ -145,12 +149,13 @@ class Caller:
         signed = _sign(self._key, b"owner", self._nonce, self._said, body)
         self._said += 1
         data = memoryview(_HEADER.pack(len(body), signed) + body)
-        deadline = time.monotonic() + _LOOK_SECONDS
+        deadline = time.monotonic() + _ANSWER_SECONDS
         while data:
             try:
                 data = data[self._connection.send(data) :]
+                deadline = time.monotonic() + _ANSWER_SECONDS
             except BlockingIOError:
-                # It waits for nothing else than this; but its names may be many.
+                # It waits for nothing else than this; but names may be many.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.001)
@@ -193,7 +198,7 @@ class Desk:
 
     Args:
         owner: the process of that call.
-        host: the name or address at which others reach this host; None where all workers are here,
+        hosts: names and addresses at which others reach this host; none where all workers are here,
             and nobody else is to reach it.
         selector: tells when there is something to hear; it holds this, or a `Caller`, as its data.
 
@@ -201,16 +206,18 @@ class Desk:
         OSError: there is no port.
     """
 
-    def __init__(self, owner: Owner, host: str | None, selector: selectors.BaseSelector) -> None:
+    def __init__(
+        self, owner: Owner, hosts: tuple[str, ...], selector: selectors.BaseSelector
+    ) -> None:
         self._selector = selector
         self._key = secrets.token_bytes(32)
         self._callers: dict[Caller, None] = {}
-        here = "127.0.0.1" if host is None else ""
+        here = "" if hosts else _HERE
         self._listening = socket.create_server((here, 0), backlog=_BACKLOG)
         self._listening.setblocking(False)
         selector.register(self._listening, selectors.EVENT_READ, self)
         port = self._listening.getsockname()[1]
-        self.address = Address(host or here, port, self._key, owner)
+        self.address = Address(hosts, port, self._key, owner)
 
     def admit(self) -> None:
         """Let in who has connected."""
@@ -408,6 +415,17 @@ def connect(address: Address) -> Line:
 
 
 def _hosts(address: Address) -> Iterator[str]:
-    if is_running(address.owner) is not None:
-        yield "127.0.0.1"
-    yield address.host
+    if is_running(address.owner) is not None or not address.hosts:
+        yield _HERE
+    yield from address.hosts
+
+
+def own_hosts() -> tuple[str, ...]:
+    """Return at what this host is probably reached from others."""
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return (name,)
+    # Some hosts know themselves by an address that is the same everywhere.
+    return (name,) if address.startswith("127.") else (address, name)

@@ -36,7 +36,7 @@ from eventor.rules.config import is_executor, read_executor
 from eventor.rules.plan import TaskEnded, TaskKey, TaskLaunched, Trigger, by_step
 from eventor.steps import remote, task
 from eventor.steps.fork import unwarned
-from eventor.steps.line import Caller, Desk, MayBegin, Said, WhichEvents
+from eventor.steps.line import Caller, Desk, MayBegin, Said, WhichEvents, own_hosts
 from eventor.steps.signals import blocked
 from eventor.storage.owner import process_of
 from eventor.types import Outcome, StoredResult, failure
@@ -114,7 +114,7 @@ class Submitter:
         run_id: the run whose steps are submitted.
         recovery: the recovery in that run.
         on_record: what handles the log records that come from workers.
-        callback_host: where workers on other hosts reach this one.
+        callback_host: where workers on other hosts reach this one; None is where they probably do.
 
     Raises:
         ConfigError: what was to make an executor has made something else.
@@ -128,7 +128,7 @@ class Submitter:
         run_id: int,
         recovery: int,
         on_record: Callable[[logging.LogRecord], None],
-        callback_host: str,
+        callback_host: str | None,
     ) -> None:
         given = construct if is_executor(construct) else None
         self._make = None if given else cast("Callable[[], Executor]", construct)
@@ -506,9 +506,11 @@ class Submitter:
 
     def _open_desk(self, pool: _Pool) -> Desk:
         if self._desk is None:
-            host = None if pool.is_here else self._callback_host
+            hosts = (self._callback_host,) if self._callback_host else own_hosts()
             try:
-                self._desk = Desk(process_of(os.getpid()), host, self._selector)
+                self._desk = Desk(
+                    process_of(os.getpid()), () if pool.is_here else hosts, self._selector
+                )
             except OSError as error:
                 raise LaunchError(
                     f"there is no port at which workers can reach this process: {error}"
