@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import selectors
 import signal
 import socket
 import sys
@@ -19,7 +20,8 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
-from eventor.steps import line, remote, task
+from eventor.steps import line, remote, submit, task
+from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -267,6 +269,42 @@ def test_a_pool_that_forks_runs_what_is_in_its_memory(script):
     """)
     assert ran.returncode == 0, ran.stderr
     assert sorted(ran.stdout.splitlines()) == ["in step 0", "in step 1", "in step 2"]
+
+
+class AtOnce(Executor):
+    """Runs what is submitted before it returns."""
+
+    def submit(self, func, *args):
+        future = Future()
+        future.set_result(func(*args))
+        return future
+
+
+class OwnThreads(Executor):
+    """Runs what is submitted in threads, and is no `ThreadPoolExecutor`."""
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(2)
+
+    def submit(self, func, *args):
+        return self.pool.submit(func, *args)
+
+    def shutdown(self, wait=True):
+        self.pool.shutdown(wait)
+
+
+@pytest.mark.parametrize("construct", [AtOnce, OwnThreads])
+def test_an_executor_of_another_kind_may_run_steps_in_this_process(make, construct, caplog):
+    ev = make(config={"task_construct": construct, "max_concurrent": 4})
+    ev.add_assoc(ev.add_event("found"), ev.add_step("plus", plus, (evr.sequence, 1)))
+    add(ev, trigger_many, "found", [5, 6])
+    add(ev, speak, "here")
+    assert ev() is True
+    assert [task.result for task in ev.tasks("plus")] == [6, 7]
+    assert {task.pid for task in ev.tasks()} == {os.getpid()}
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages.count("here in error") == 1
+    assert remote.owners_here == {}
 
 
 def test_trigger_event_in_a_thread_of_an_executor_is_that_of_the_step(make):
@@ -706,8 +744,9 @@ class ByHand(Executor):
 
 
 @pytest.fixture
-def by_hand(make):
-    """Make Eventors on a `ByHand`; what workers know is forgotten at the end."""
+def by_hand(make, monkeypatch):
+    """Make Eventors on a `ByHand`, as if it were elsewhere; what workers know is then forgotten."""
+    monkeypatch.setattr(remote, "_owner_here", lambda _address: None)
     made = []
 
     def build(do, **config):
@@ -1006,6 +1045,150 @@ def test_hooks_are_told_the_process_of_a_remote_step(on):
     assert ev() is True
     (end,) = [one for one in told if one.kind == "task_success"]
     assert end.pid == ev.result("getpid", 1) == the_task(ev).pid
+
+
+@pytest.fixture
+def desk():
+    """Make a desk for workers of this host, and what waits on it."""
+    with selectors.DefaultSelector() as selector:
+        made = line.Desk(owner.process_of(os.getpid()), (), selector)
+        yield made
+        made.close()
+
+
+def answered(desk, *answers):
+    """Let in who connects, and answer the questions; return what else was said."""
+    said, left = [], list(answers)
+    deadline = time.monotonic() + 30
+    while left:
+        assert time.monotonic() < deadline
+        for key, _ in desk._selector.select(0.1):
+            if key.data is desk:
+                desk.admit()
+                continue
+            for message in desk.hear(key.data):
+                if isinstance(message, line.Said):
+                    said.append(message)
+                else:
+                    desk.answer(key.data, left.pop(0))
+    return said
+
+
+def test_what_is_large_goes_by_a_line_in_full(desk):
+    names = frozenset(f"event {number}" for number in range(200_000))
+
+    def work():
+        opened = line.connect(desk.address)
+        opened.say(line.Said(1, {"msg": "x" * 5_000_000}))
+        found = opened.ask(line.WhichEvents())
+        opened.close()
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        (said,) = answered(desk, names)
+        assert future.result(30) == names
+    assert len(said.message["msg"]) == 5_000_000
+
+
+def test_who_waits_for_an_answer_gives_up_when_the_owner_is_dead(desk, monkeypatch):
+    def ask():
+        opened = line.connect(desk.address)
+        monkeypatch.setattr(line, "is_running", lambda _owner: False)
+        with pytest.raises(OSError, match="the owner is dead"):
+            opened.ask(line.MayBegin(1, 1))
+        opened.close()
+        return True
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(ask)
+        wait_until(lambda: desk._selector.select(0.1))
+        desk.admit()  # as what a fork of the dead owner has inherited, which keeps it open
+        assert future.result(30)
+
+
+def test_who_listens_and_says_nothing_is_no_owner(monkeypatch):
+    monkeypatch.setattr(line, "_GREETING_SECONDS", 0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        nobody = line.Address((), port, b"key", owner.process_of(os.getpid()))
+        with pytest.raises(TimeoutError, match="whoever listens there says nothing"):
+            line.connect(nobody)
+
+
+def test_the_next_way_is_tried_where_one_leads_nowhere(desk, monkeypatch):
+    tried, connect = [], socket.create_connection
+
+    def some(place, seconds):
+        tried.append(place[0])
+        if place[0] != "third":
+            raise OSError(f"no {place[0]}")
+        return connect(("127.0.0.1", place[1]), seconds)
+
+    monkeypatch.setattr(line.socket, "create_connection", some)
+    monkeypatch.setattr(line, "is_running", lambda _owner: None)
+    there = dataclasses.replace(desk.address, hosts=("first", "second", "third"))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: line.connect(there))
+        wait_until(lambda: desk._selector.select(0.1))
+        desk.admit()
+        future.result(30).close()
+    assert tried == ["first", "second", "third"]
+    with pytest.raises(OSError, match="no first"):
+        line.connect(dataclasses.replace(there, hosts=("first", "second")))
+
+
+def test_a_stranger_that_says_nothing_is_hung_up_on_in_time(desk, monkeypatch):
+    monkeypatch.setattr(line, "_GREETING_SECONDS", -1)
+    with socket.create_connection(("127.0.0.1", desk.address.port)) as silent:
+        wait_until(lambda: desk._selector.select(0.1))
+        desk.admit()
+        desk.look()
+        assert len(silent.recv(32)) == 32
+        assert silent.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.1.2.3", ("10.1.2.3", "me")),
+        ("127.0.1.1", ("me",)),
+        (OSError("unknown"), ("me",)),
+    ],
+)
+def test_a_host_tells_others_its_address_and_its_name(monkeypatch, address, expected):
+    def look_up(_name):
+        if isinstance(address, OSError):
+            raise address
+        return address
+
+    monkeypatch.setattr(line.socket, "gethostname", lambda: "me")
+    monkeypatch.setattr(line.socket, "gethostbyname", look_up)
+    assert line.own_hosts() == expected
+
+
+def test_what_a_step_has_sent_is_waited_for_and_not_for_ever(by_hand, monkeypatch):
+    monkeypatch.setattr(submit, "_PATIENCE_SECONDS", 0.05)
+
+    def do(func, data):
+        report = pickle.loads(func(data))
+        return pickle.dumps(dataclasses.replace(report, sent=report.sent + 1))
+
+    ev, _ = by_hand(do)
+    add(ev, plus, 1)
+    assert ev() is True
+
+
+def test_an_executor_that_cannot_be_shut_down_is_warned_of(make, caplog):
+    class Stubborn(ThreadPoolExecutor):
+        def shutdown(self, wait=True, **options):
+            super().shutdown(wait, **options)
+            raise OSError("no")
+
+    ev = make(config={"task_construct": Stubborn})
+    add(ev, plus, 1)
+    assert ev() is True
+    assert "cannot be shut down: OSError: no" in caplog.text
 
 
 # Ends.

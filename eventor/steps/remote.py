@@ -111,6 +111,20 @@ class Way(Protocol):
         """
 
 
+class OwnerHere(Way, Protocol):
+    """An owner in this process, as a worker finds it that is a thread of it."""
+
+    def admit(self, ticket: int) -> bool:
+        """Tell whether a submission may begin, to the first who asks alone."""
+
+    def perform(self, call: task.Call, ticket: int) -> Report:
+        """Run a step that may begin, in this thread."""
+
+
+owners_here: dict[bytes, OwnerHere] = {}
+"""By their keys, the owners in this process."""
+
+
 class Voice:
     """What one step says while it runs.
 
@@ -218,6 +232,10 @@ def run(data: bytes) -> bytes:
 
 def _do(errand: Errand) -> Report:
     home = errand.home
+    if (owner := _owner_here(home.address)) is not None:
+        if not owner.admit(errand.ticket):
+            return Report(failure(TWICE), None)
+        return owner.perform(task.rebuild(*pickle.loads(errand.call)), errand.ticket)
     try:
         line = _reach(home.address)
         if line is not None and not line.ask(MayBegin(errand.ticket, os.getpid())):
@@ -229,6 +247,11 @@ def _do(errand: Errand) -> Report:
     names = _Names(line, errand.defined)
     voice = Voice(errand.ticket, line)
     return perform(call, voice, home.run_id, home.recovery, names, home)
+
+
+def _owner_here(address: Address) -> OwnerHere | None:
+    # Not where this was forked, and what was there is a copy.
+    return owners_here.get(address.key) if address.owner.pid == os.getpid() else None
 
 
 class _Names(Mapping[str, None]):

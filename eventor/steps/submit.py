@@ -87,7 +87,8 @@ class _Submission:
         ticket: by which its worker asks; nobody else knows it.
         future: what the executor has given for it.
         has_begun: whether a worker was told that it may begin.
-        caller: who was told so, if that was by a line.
+        is_placed: whether it was told in which process it runs.
+        caller: who was told that it may begin, if that was by a line.
         heard: how many of its messages have come in.
         report: what has come back.
         patient_until: for how long that is held, by `time.monotonic`.
@@ -99,6 +100,7 @@ class _Submission:
     ticket: int = field(default_factory=lambda: secrets.randbits(63))
     future: Future[Any] | None = None
     has_begun: bool = False
+    is_placed: bool = False
     caller: Caller | None = None
     heard: int = 0
     report: remote.Report | None = None
@@ -263,6 +265,7 @@ class Submitter:
             os.close(self._ringing)
             self._ringing = -1
         if self._desk is not None:
+            del remote.owners_here[self._desk.address.key]
             self._desk.close()
         self._selector.close()
         os.close(self._reading)
@@ -282,6 +285,20 @@ class Submitter:
             if self._is_void:
                 raise BrokenPipeError("the flow has ended")
             self._tell(message)
+
+    def admit(self, ticket: int) -> bool:
+        """Tell whether a submission may begin, to the first who asks alone."""
+        with self._lock:
+            submission = self._submissions.get(ticket)
+            if submission is None or submission.has_begun or self._is_void:
+                return False
+            submission.has_begun = submission.pool.has_begun = True
+            return True
+
+    def perform(self, call: task.Call, ticket: int) -> remote.Report:
+        """Run a step that may begin, in this thread."""
+        voice = remote.Voice(ticket, self)
+        return remote.perform(call, voice, self._run_id, self._recovery, self._events)
 
     def _submit(
         self, key: TaskKey, call: task.Call, *, once_more: bool = True
@@ -313,6 +330,7 @@ class Submitter:
         pool = submission.pool
         arguments: tuple[Any, ...]
         if pool.is_of_threads:
+            submission.is_placed = True
             arguments = (self._perform, submission)
         else:
             arguments = (remote.run, self._packed(submission))
@@ -347,18 +365,9 @@ class Submitter:
 
     def _perform(self, submission: _Submission) -> remote.Report:
         """Run a step, in a thread of the executor."""
-        if not self._admit(submission):
+        if not self.admit(submission.ticket):
             return remote.Report(failure(remote.TWICE), None)
-        voice = remote.Voice(submission.ticket, self)
-        return remote.perform(submission.call, voice, self._run_id, self._recovery, self._events)
-
-    def _admit(self, submission: _Submission | None) -> bool:
-        """Tell whether a submission may begin, to the first who asks alone."""
-        with self._lock:
-            if submission is None or submission.has_begun or self._is_void:
-                return False
-            submission.has_begun = submission.pool.has_begun = True
-            return True
+        return self.perform(submission.call, submission.ticket)
 
     def _note(self, submission: _Submission, _future: Future[Any]) -> None:
         with self._lock:
@@ -376,10 +385,10 @@ class Submitter:
             return
         for message in desk.hear(caller):
             if isinstance(message, MayBegin):
-                submission = self._submissions.get(message.ticket)
-                may = self._admit(submission)
-                if submission is not None and may:
-                    submission.caller = caller
+                may = self.admit(message.ticket)
+                if may:
+                    submission = self._submissions[message.ticket]
+                    submission.caller, submission.is_placed = caller, True
                     self._arrivals.append(TaskLaunched(submission.key, message.pid))
                 desk.answer(caller, may)
             elif isinstance(message, WhichEvents):
@@ -433,7 +442,7 @@ class Submitter:
             and time.monotonic() < submission.patient_until
         ):
             return
-        if report.pid is not None and not submission.has_begun:
+        if report.pid is not None and not submission.is_placed:
             self._arrivals.append(TaskLaunched(submission.key, report.pid))
         for attributes in report.records:
             self._on_record(logging.makeLogRecord(attributes))
@@ -511,6 +520,7 @@ class Submitter:
                 self._desk = Desk(
                     process_of(os.getpid()), () if pool.is_here else hosts, self._selector
                 )
+                remote.owners_here[self._desk.address.key] = self
             except OSError as error:
                 raise LaunchError(
                     f"there is no port at which workers can reach this process: {error}"
