@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pickle
@@ -1177,6 +1178,36 @@ def test_what_a_step_has_sent_is_waited_for_and_not_for_ever(by_hand, monkeypatc
     ev, _ = by_hand(do)
     add(ev, plus, 1)
     assert ev() is True
+
+
+@pytest.mark.parametrize("kind", ["threads", "by hand"])
+def test_what_would_begin_after_the_lease_waits_until_it_is_renewed(make, by_hand, kind):
+    """The owner may have been stopped, and somebody may have taken over its run."""
+    asked, told = threading.Event(), []
+    allow = submit.Submitter.allow_until
+    collect = submit.Submitter.collect
+
+    def late(self, _until):
+        told.append(bool(self._submissions))
+        allow(self, 0 if len(told) < 4 else math.inf)
+
+    def look(self):
+        if self._asked or kind == "threads":
+            asked.set()
+        return collect(self)
+
+    ev = make(config={"task_construct": ThreadPoolExecutor})
+    if kind == "by hand":
+        ev, _ = by_hand(lambda func, data: func(data))
+    add(ev, plus, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(submit.Submitter, "allow_until", late)
+        patch.setattr(submit.Submitter, "collect", look)
+        patch.setattr("eventor.loop._BEATS_PER_LEASE", 300)  # a commit each 0.1 s
+        assert ev() is True
+    assert asked.is_set()
+    assert len(told) >= 4
+    assert the_task(ev).attempt == 1
 
 
 def test_an_executor_that_cannot_be_shut_down_is_warned_of(make, caplog):

@@ -38,6 +38,7 @@ from eventor.steps import remote, task
 from eventor.steps.fork import unwarned
 from eventor.steps.line import Caller, Desk, MayBegin, Said, WhichEvents, own_hosts
 from eventor.steps.signals import blocked
+from eventor.storage.lease import clock
 from eventor.storage.owner import process_of
 from eventor.types import Outcome, StoredResult, failure
 
@@ -145,7 +146,12 @@ class Submitter:
         # What other threads say, and that futures are done.
         self._told: deque[Said | _Submission] = deque()
         self._lock = threading.RLock()
+        self._admission = threading.Condition(self._lock)
+        self._allowed_until = math.inf
+        self._asked: list[tuple[Caller, MayBegin]] = []
+        """Questions that wait until it is known whether the run is still the owner's."""
         self._is_void = False
+        self._thread = threading.get_ident()
         self._ending: list[threading.Thread] = []
         self._bell: int | None = None
         self._look_at = 0.0
@@ -165,6 +171,11 @@ class Submitter:
             raise
 
     @property
+    def _is_late(self) -> bool:
+        """Whether somebody may have taken over the run by now."""
+        return clock() > self._allowed_until
+
+    @property
     def busy(self) -> bool:
         """Whether any submission has not ended yet."""
         return bool(self._submissions)
@@ -178,7 +189,15 @@ class Submitter:
         return None
 
     def allow_until(self, until: float) -> None:
-        """Do nothing: what an executor runs cannot be ended."""
+        """Let steps begin until then, by `lease.clock`; what has begun cannot be ended."""
+        with self._admission:
+            self._allowed_until = until
+            self._admission.notify_all()
+        if self._is_late:
+            return
+        asked, self._asked = self._asked, []
+        for caller, question in asked:
+            self._answer(caller, question)
 
     def stock(self, wanted: int) -> None:
         """Do nothing ahead: the executor has its own ways."""
@@ -245,8 +264,9 @@ class Submitter:
 
     def abandon(self, until: float = math.inf) -> None:  # noqa: ARG002 (nothing is ended)
         """Let nothing begin any more that has not; what has begun cannot be ended."""
-        with self._lock:
+        with self._admission:
             self._is_void = True
+            self._admission.notify_all()
         for submission in self._submissions.values():
             if submission.future is not None:
                 submission.future.cancel()
@@ -258,10 +278,11 @@ class Submitter:
 
     def close(self) -> None:
         """Hang up, and shut down the executor, if it is eventor's."""
-        with self._lock:
+        with self._admission:
             if self._ringing < 0:
                 return
             abandoned, self._is_void = self._is_void, True
+            self._admission.notify_all()
             os.close(self._ringing)
             self._ringing = -1
         if self._desk is not None:
@@ -287,8 +308,15 @@ class Submitter:
             self._tell(message)
 
     def admit(self, ticket: int) -> bool:
-        """Tell whether a submission may begin, to the first who asks alone."""
-        with self._lock:
+        """Tell whether a submission may begin, to the first who asks alone.
+
+        While it is not sure that the run is still the owner's, a thread waits here.
+        """
+        with self._admission:
+            while self._is_late and not self._is_void and threading.get_ident() != self._thread:
+                self._admission.wait()
+            if self._is_late:
+                return False
             submission = self._submissions.get(ticket)
             if submission is None or submission.has_begun or self._is_void:
                 return False
@@ -384,17 +412,25 @@ class Submitter:
         if desk is None:
             return
         for message in desk.hear(caller):
-            if isinstance(message, MayBegin):
-                may = self.admit(message.ticket)
-                if may:
-                    submission = self._submissions[message.ticket]
-                    submission.caller, submission.is_placed = caller, True
-                    self._arrivals.append(TaskLaunched(submission.key, message.pid))
-                desk.answer(caller, may)
+            if isinstance(message, MayBegin) and self._is_late:
+                self._asked.append((caller, message))
+            elif isinstance(message, MayBegin):
+                self._answer(caller, message)
             elif isinstance(message, WhichEvents):
                 desk.answer(caller, frozenset(self._events))
             elif isinstance(message, Said):
                 self._take(message)
+
+    def _answer(self, caller: Caller, question: MayBegin) -> None:
+        """Answer whether a submission may begin."""
+        if self._desk is None or not self._desk.knows(caller):
+            return
+        may = self.admit(question.ticket)
+        if may:
+            submission = self._submissions[question.ticket]
+            submission.caller, submission.is_placed = caller, True
+            self._arrivals.append(TaskLaunched(submission.key, question.pid))
+        self._desk.answer(caller, may)
 
     def _take(self, said: Said) -> None:
         submission = self._submissions.get(said.ticket)
