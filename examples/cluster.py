@@ -5,8 +5,8 @@
     python examples/cluster.py --dask tcp://scheduler:8786    # one that is there
     python examples/cluster.py --store postgresql+psycopg://host/runs
 
-Each strip is a step, and so is the picture that is made of them. Where the steps run is one option,
-and where their run is kept is another; the flow is the same.
+Dask is `pip install distributed`. Each strip is a step, and so is the picture that is made of them.
+Where the steps run is one option, and where their run is kept is another; the flow is the same.
 
 Kill it in the middle, run it again with `--recover`, and no strip is drawn twice that was done, on
 this machine or elsewhere.
@@ -68,6 +68,7 @@ def construct(dask: str | None, workers: int) -> Iterator[dict[str, Any]]:
         return
     from distributed import Client, LocalCluster  # noqa: PLC0415 (it need not be installed)
 
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         address: Any = dask or stack.enter_context(
             LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
