@@ -468,6 +468,7 @@ def test_a_lost_worker_is_a_failure_that_a_retry_mends(make, instances, kind, at
     assert ev() is True  # the end is handled
     task = the_task(ev, "die_once")
     assert "its worker was lost" in task.attempts[0].error
+    assert (task.attempts[0].error == remote.TWICE) == (kind == "dask")
     if attempts == 2:
         assert (task.attempt, task.result) == (2, 2)
     else:
@@ -609,6 +610,12 @@ class Client:
 def test_what_is_no_construct_is_refused(make, construct, words):
     with pytest.raises(evr.ConfigError, match=words):
         make(config={"task_construct": construct})
+
+
+@pytest.mark.once
+def test_a_client_of_dask_is_refused(make, instances):
+    with pytest.raises(evr.ConfigError, match=r"a Client of Dask gives: client.get_executor\(\)"):
+        make(config={"task_construct": instances("dask")._client})
 
 
 @pytest.mark.parametrize(
@@ -1109,7 +1116,7 @@ def test_who_waits_for_an_answer_gives_up_when_the_owner_is_dead(desk, monkeypat
 
 
 def test_who_listens_and_says_nothing_is_no_owner(monkeypatch):
-    monkeypatch.setattr(line, "_GREETING_SECONDS", 0)
+    monkeypatch.setattr(line, "_NONCE_SECONDS", 0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         nobody = line.Address((), port, b"key", owner.process_of(os.getpid()))

@@ -47,6 +47,9 @@ _HEADER = struct.Struct("!I32s")
 _CHUNK = 1 << 16
 _LARGEST_FRAME = 1 << 30
 _GREETING_SECONDS = 10.0
+_NONCE_SECONDS = 120.0
+"""How long an owner may be held up, by a hook or a lock, before it lets in who has connected."""
+
 _MOST_STRANGERS = 64
 _ANSWER_SECONDS = 1.0
 """For how long somebody may take nothing of an answer."""
@@ -301,7 +304,7 @@ class Line:
     def __init__(self, address: Address, connection: socket.socket) -> None:
         self._address = address
         self._connection = connection
-        self._nonce = self._receive(_NONCE_BYTES, time.monotonic() + _GREETING_SECONDS)
+        self._nonce = self._receive(_NONCE_BYTES, time.monotonic() + _NONCE_SECONDS)
         self._asking = threading.Lock()
         # A handler of signals may speak in the middle of what its own thread says.
         self._speaking = threading.RLock()
