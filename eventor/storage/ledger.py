@@ -104,13 +104,12 @@ def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beg
     """
 
     def work(connection: Connection) -> Ledger:
-        run_id = connection.scalar(latest_run(name))
+        run_id, now = _hold_latest(connection, store, name, beginning.now)
         if run_id is None:
             raise RecoveryError(
                 f"there is nothing to recover: the store {store.location} has no run "
                 f"named {name!r}; {say_names(connection)}"
             )
-        now = store.backend.hold(connection, run_id, beginning.now)
         parents = _parents(connection, run_id)
         latest = max(parents)
         base = latest if based_on is None else based_on
@@ -137,10 +136,9 @@ def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
     columns = schema.recovery.c
 
     def work(connection: Connection) -> Ledger:
-        run_id = connection.scalar(latest_run(name))
+        run_id, now = _hold_latest(connection, store, name, beginning.now)
         if run_id is None:
             return _begin(connection, store, claim, name, beginning)
-        now = store.backend.hold(connection, run_id, beginning.now)
         parents = _parents(connection, run_id)
         latest = max(parents)
         keeper = _refuse_owned(connection, run_id, now, "continued")
@@ -523,6 +521,22 @@ def _begin(
     now = store.backend.clock(connection, beginning.now)
     _insert_recovery(connection, run_id, 0, None, claim, beginning, now)
     return Ledger(store, claim, beginning, run_id, 0, ())
+
+
+def _hold_latest(
+    connection: Connection, store: Store, name: str, now: datetime
+) -> tuple[int | None, datetime]:
+    """Keep others from writing to the latest run of that name; return its number, and the time.
+
+    Before it is held it may be pruned, and another may begin.
+    """
+    run_id = connection.scalar(latest_run(name))
+    while run_id is not None:
+        clock = store.backend.hold(connection, run_id, now)
+        found, run_id = run_id, connection.scalar(latest_run(name))
+        if run_id == found:
+            return run_id, clock
+    return None, now
 
 
 @contextmanager
