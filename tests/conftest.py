@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ import time
 import pytest
 
 import eventor
+from tests import places, servers
 
 # It would hide what is lost in a buffer.
 os.environ.pop("PYTHONUNBUFFERED", None)
@@ -30,15 +30,46 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_generate_tests(metafunc):
+    """Run what has a place for a store on each kind of store, or on those that it is marked for."""
+    marked = metafunc.definition.get_closest_marker("stores")
+    if "place" not in metafunc.fixturenames or (marked and marked.args == ("sqlite",)):
+        return
+    again = pytest.param("postgresql", marks=pytest.mark.postgresql)
+    metafunc.parametrize("place", ["sqlite", again], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """Return the URL of a PostgreSQL server that the tests share, in schemas of their own."""
+    given = os.environ.get("EVENTOR_TEST_POSTGRESQL")
+    if given:
+        servers.driver()
+        yield given
+        return
+    with servers.server(**servers.QUICK) as server:
+        yield server.url()
+
+
 @pytest.fixture
-def make(tmp_path):
+def place(request, tmp_path):
+    """Return where the test has its store: nothing is there yet."""
+    with contextlib.ExitStack() as stack:
+        if getattr(request, "param", "sqlite") == "sqlite":
+            yield places.File(tmp_path / "flow.db")
+        else:
+            yield stack.enter_context(places.schema(request.getfixturevalue("postgresql")))
+
+
+@pytest.fixture
+def make(tmp_path, place):
     """Make Eventors whose files are in the test's directory, and close them at the end."""
     with contextlib.ExitStack() as stack:
 
         def build(store=None, *, config=None, **arguments):
             settings = {"logdir": tmp_path / "logs", **(config or {})}
-            place = tmp_path / "flow.db" if store is None else store
-            return stack.enter_context(eventor.Eventor(store=place, config=settings, **arguments))
+            where = place.store if store is None else store
+            return stack.enter_context(eventor.Eventor(store=where, config=settings, **arguments))
 
         yield build
 
@@ -80,7 +111,7 @@ def start(tmp_path):
     """Start a Python script, given as text, in a session and directory of its own."""
     started = []
 
-    def run(code, *arguments, options=("-W", "error")):
+    def run(code, *arguments, options=("-W", "error"), **environment):
         path = tmp_path / "program.py"
         if not path.exists():  # another that was started may be about to read it
             path.write_text(textwrap.dedent(code))
@@ -88,6 +119,7 @@ def start(tmp_path):
             subprocess.Popen(
                 [sys.executable, *options, path, *arguments],
                 cwd=tmp_path,
+                env={**os.environ, **environment},
                 start_new_session=True,
                 preexec_fn=take_signals,  # noqa: PLW1509 (the tests have one thread)
                 stdout=subprocess.PIPE,
@@ -105,7 +137,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def crashed(start, tmp_path):
-    """Make a store of a run whose owner was killed."""
+    """Make a SQLite store of a run whose owner was killed."""
     process = start("""
         import os, signal
         import eventor as evr
@@ -133,6 +165,5 @@ def statuses(ev):
 
 
 def sql(path, *statements):
-    """Run statements on a store as another program would; return what the last one found."""
-    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection, connection:
-        return [connection.execute(statement).fetchall() for statement in statements][-1]
+    """Run statements on a SQLite file as another program would; return what the last found."""
+    return places.File(path).sql(*statements)

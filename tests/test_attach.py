@@ -15,13 +15,14 @@ import pytest
 import eventor as evr
 from eventor.requests import Requests
 from eventor.storage import owner
-from tests.conftest import sql, statuses, wait_until
+from eventor.storage.location import locate
+from tests.conftest import statuses, wait_until
 from tests.test_store import UNDO
 
 FORK = multiprocessing.get_context("fork")
 
 OWNER = """
-import math, multiprocessing, sys, threading, time
+import math, multiprocessing, os, sys, threading, time
 from pathlib import Path
 import eventor as evr
 
@@ -41,7 +42,7 @@ if __name__ == "__main__":
     mode, kind = sys.argv[1:]
     linger = math.inf if mode == "restart" else 0
     config = {"logdir": ".", "linger": linger, "sleep_between_loops": 0.05, "max_concurrent": 3}
-    with evr.Eventor("mine", "flow.db", mode, config=config | KINDS[kind]) as ev:
+    with evr.Eventor("mine", os.environ["STORE"], mode, config=config | KINDS[kind]) as ev:
         slow, quick = ev.add_event("slow"), ev.add_event("quick")
         ev.add_assoc(slow, ev.add_step("slow", note, args=("slow",)))
         ev.add_assoc(quick, ev.add_step("quick", note, args=("quick",)))
@@ -52,16 +53,15 @@ REQUESTS = "SELECT kind, event, sequence, sequence_type, taken_in, answer FROM e
 
 
 @pytest.fixture
-def program(start, tmp_path):
+def program(start, tmp_path, place):
     """Start the program above, and attach to its run."""
     with contextlib.ExitStack() as stack:
 
         def run(mode="restart", kind="fork"):
-            process = start(OWNER, mode, kind)
+            process = start(OWNER, mode, kind, STORE=place.store)
             query = "SELECT count(*) > 0 FROM eventor_definition"
-            store = tmp_path / "flow.db"
-            wait_until(lambda: store.exists() and sql(store, query) == [(1,)])
-            return process, stack.enter_context(evr.attach(store, "mine"))
+            wait_until(lambda: place.exists() and place.sql(query) == [(True,)])
+            return process, stack.enter_context(evr.attach(place.store, "mine"))
 
         yield run
 
@@ -93,7 +93,7 @@ def test_a_live_run_takes_up_triggers_while_steps_run_and_while_it_waits(program
     assert slow.cause == evr.Cause(evr.CauseKind.process, detail=here)
 
 
-def test_a_trigger_of_an_owner_that_is_killed_is_taken_by_its_recovery(program, tmp_path):
+def test_a_trigger_of_an_owner_that_is_killed_is_taken_by_its_recovery(program, place):
     process, run = program()
     os.kill(process.pid, signal.SIGSTOP)
     assert run.trigger("quick", "a") is True
@@ -105,18 +105,18 @@ def test_a_trigger_of_an_owner_that_is_killed_is_taken_by_its_recovery(program, 
     out, _ = process.communicate(timeout=30)
     assert out == "True\n"
     assert [task.sequence for task in run.tasks(status="success")] == ["a", "b"]
-    assert sql(tmp_path / "flow.db", REQUESTS) == [
+    assert place.sql(REQUESTS) == [
         ("trigger", "quick", "a", "str", 1, "raised"),
         ("trigger", "quick", "b", "str", 1, "raised"),
     ]
 
 
-def test_many_programs_trigger_at_the_same_time_and_each_trigger_is_raised_once(program, tmp_path):
+def test_many_programs_trigger_at_the_same_time_and_each_trigger_is_raised_once(program, place):
     process, run = program(kind="thread")
     programs, triggers = 4, 25
 
     def attacher(number):
-        with evr.attach(tmp_path / "flow.db", "mine") as attached:
+        with evr.attach(place.store, "mine") as attached:
             for sequence in range(triggers):
                 # Each sequence comes from two of them.
                 assert attached.trigger("quick", number // 2 * triggers + sequence) is True
@@ -134,7 +134,7 @@ def test_many_programs_trigger_at_the_same_time_and_each_trigger_is_raised_once(
     assert process.returncode == 0
     assert sorted(event.sequence for event in run.events()) == list(range(different))
     query = "SELECT answer, count(*) FROM eventor_request WHERE kind = 'trigger' GROUP BY answer"
-    assert sql(tmp_path / "flow.db", query) == [("raised", different), ("raised before", different)]
+    assert place.sql(query) == [("raised", different), ("raised before", different)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,9 +170,9 @@ def test_a_failure_that_stops_the_flow_and_a_stop_do_not_linger(make):
     assert ev() is False
 
 
-def test_a_step_may_attach_and_what_it_asks_for_is_seen_before_the_end(make, tmp_path):
+def test_a_step_may_attach_and_what_it_asks_for_is_seen_before_the_end(make, place):
     def step():
-        with evr.attach(tmp_path / "flow.db") as run:
+        with evr.attach(place.store) as run:
             return run.trigger("more", "x")
 
     # No look but the first and the last is due.
@@ -185,25 +185,25 @@ def test_a_step_may_attach_and_what_it_asks_for_is_seen_before_the_end(make, tmp
     assert statuses(ev) == {"s[1]": "success", "t[x]": "success"}
 
 
-def test_between_two_calls_a_trigger_waits_for_the_next(make, tmp_path):
+def test_between_two_calls_a_trigger_waits_for_the_next(make, place):
     ev = make()
     go = flow(ev)
     ev.trigger_event(go, 1)
     assert ev() is True
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         assert run.trigger("go", 2) is True
         assert run.trigger("go", 1) is True
         assert [str(task) for task in ev.preview().runs] == ["s[2]"]
         assert ev() is True
         assert [task.sequence for task in run.tasks()] == [1, 2]
-    answers = [row[-1] for row in sql(tmp_path / "flow.db", REQUESTS)]
+    answers = [row[-1] for row in place.sql(REQUESTS)]
     assert answers == ["raised", "raised before"]
 
 
-def test_a_stop_waits_for_the_next_call_but_not_for_a_recovery(make, tmp_path):
+def test_a_stop_waits_for_the_next_call_but_not_for_a_recovery(make, place):
     ev = make()
     ev.trigger_event(flow(ev))
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         assert run.stop() is True
         assert ev.preview().runs == ()
         assert ev() is False
@@ -214,15 +214,15 @@ def test_a_stop_waits_for_the_next_call_but_not_for_a_recovery(make, tmp_path):
         ev = make(run_mode="recover")
         flow(ev)
         assert ev() is True
-    assert sql(tmp_path / "flow.db", REQUESTS) == [
+    assert place.sql(REQUESTS) == [
         ("stop", None, None, None, 0, "stopped"),
         ("stop", None, None, None, 1, "too late"),
     ]
 
 
-def test_an_event_that_the_flow_does_not_have_is_refused(make, tmp_path, debug_log):
+def test_an_event_that_the_flow_does_not_have_is_refused(make, place, debug_log):
     ev = make()
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         run.trigger("gone", 1)  # nothing is defined yet
         go = flow(ev)
         assert ev() is True
@@ -236,12 +236,12 @@ def test_an_event_that_the_flow_does_not_have_is_refused(make, tmp_path, debug_l
                 call(go, 1)
         with pytest.raises(evr.DefinitionError, match="has no step 'x'; known are s"):
             run.tasks("x")
-    assert [row[-1] for row in sql(tmp_path / "flow.db", REQUESTS)] == ["refused"]
+    assert [row[-1] for row in place.sql(REQUESTS)] == ["refused"]
 
 
-def test_requests_stay_with_the_run_for_which_they_were_made(make, tmp_path):
+def test_requests_stay_with_the_run_for_which_they_were_made(make, place):
     make().close()
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         assert run.trigger("go", 1) is False
         ev = make()
         flow(ev)
@@ -250,10 +250,10 @@ def test_requests_stay_with_the_run_for_which_they_were_made(make, tmp_path):
         assert run.trigger("go", 2) is True
         assert ev() is True
         assert [task.sequence for task in run.tasks()] == [2]
-    assert [row[4] for row in sql(tmp_path / "flow.db", REQUESTS)] == [None, 0]
+    assert [row[4] for row in place.sql(REQUESTS)] == [None, 0]
 
 
-def test_runs_and_their_recoveries_are_listed(make, tmp_path):
+def test_runs_and_their_recoveries_are_listed(make, place):
     ev = make(name="a")
     ev.trigger_event(flow(ev))
     ev()
@@ -262,15 +262,15 @@ def test_runs_and_their_recoveries_are_listed(make, tmp_path):
     flow(ev := make(name="a", run_mode="recover"))
     ev()
     make(name="a")
-    sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET owner_began = '' WHERE recovery = 1")
-    with evr.attach(tmp_path / "flow.db", "a") as run:
+    place.sql("UPDATE eventor_recovery SET owner_began = '' WHERE recovery = 1")
+    with evr.attach(place.store, "a") as run:
         first, second = run.runs()
         assert (first.run_id, first.name, second.run_id) == (1, "a", 3)
         found = [(each.recovery, each.based_on, each.owner) for each in first.recoveries]
         assert found == [(0, None, evr.OwnerStatus.ended), (1, 0, evr.OwnerStatus.live)]
         assert first.began_at <= first.recoveries[0].began_at <= second.began_at
         # Of an owner that cannot be looked at, its lease tells.
-        sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET heartbeat_at = NULL")
+        place.sql("UPDATE eventor_recovery SET heartbeat_at = NULL")
         assert [run.recoveries[-1].owner for run in run.runs()] == ["dead", "live"]
         assert run.tasks() == run.events() == []
         assert [task.replay for task in run.tasks(run_id=1)] == ["skip"]
@@ -286,7 +286,8 @@ def test_runs_and_their_recoveries_are_listed(make, tmp_path):
                 run.tasks(**numbers)
 
 
-def test_where_there_is_nothing_to_attach_to(make, tmp_path):
+@pytest.mark.stores("sqlite")
+def test_where_there_is_nothing_to_attach_to(make, tmp_path, place):
     (tmp_path / "empty.db").touch()
     make(name="a").close()
     for arguments, words in [
@@ -314,10 +315,13 @@ def test_where_there_is_nothing_to_attach_to(make, tmp_path):
                 run.trigger("go", sequence)
         with pytest.raises(evr.ConfigError, match="status is 'done'"):
             run.tasks(status="done")
-    assert sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_request") == [(0,)]
+    assert place.sql("SELECT count(*) FROM eventor_request") == [(0,)]
 
 
-def test_a_store_that_is_read_only_is_refused_and_one_that_becomes_so_keeps_nothing(make, tmp_path):
+@pytest.mark.stores("sqlite")
+def test_a_store_that_is_read_only_is_refused_and_one_that_becomes_so_keeps_nothing(
+    make, tmp_path, place
+):
     store = tmp_path / "flow.db"
     ev = make()
     with evr.attach(store) as run:
@@ -329,17 +333,18 @@ def test_a_store_that_is_read_only_is_refused_and_one_that_becomes_so_keeps_noth
         store.chmod(0o644)
         assert run.trigger("go", 2) is True
     ev.close()
-    assert [row[2] for row in sql(store, REQUESTS)] == ["2"]
+    assert [row[2] for row in place.sql(REQUESTS)] == ["2"]
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize(
     ("version", "words"), [(3, "has schema version 3, and is left as it is"), (6, "up to 5")]
 )
-def test_a_store_of_another_schema_is_left_as_it_is(make, tmp_path, version, words):
+def test_a_store_of_another_schema_is_left_as_it_is(make, tmp_path, version, words, place):
     store = tmp_path / "flow.db"
     make().close()
-    made = sql(store, "SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventor_request%'")
-    sql(store, *UNDO[4], *UNDO[3], f"UPDATE eventor_schema SET version = {version}")
+    made = place.sql("SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventor_request%'")
+    place.sql(*UNDO[4], *UNDO[3], f"UPDATE eventor_schema SET version = {version}")
     before = store.read_bytes()
     with pytest.raises(evr.StoreError, match=words):
         evr.attach(store)
@@ -350,15 +355,15 @@ def test_a_store_of_another_schema_is_left_as_it_is(make, tmp_path, version, wor
             assert run.trigger("go", 1) is True
         assert ev() is True
         assert statuses(ev) == {"s[1]": "success"}
-        now = sql(store, "SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventor_request%'")
+        now = place.sql("SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventor_request%'")
         plain = [[(name, "".join(text.split())) for name, text in rows] for rows in (made, now)]
         assert plain[0] == plain[1]
 
 
-def test_what_is_attached_is_of_use_in_its_process_until_it_is_closed(make, tmp_path):
+def test_what_is_attached_is_of_use_in_its_process_until_it_is_closed(make, tmp_path, place):
     ev = make()
-    run = evr.attach(tmp_path / "flow.db")
-    assert repr(run) == f"<Attached to runs named '' in {tmp_path / 'flow.db'}>"
+    run = evr.attach(place.store)
+    assert repr(run) == f"<Attached to runs named '' in {locate(place.store)}>"
 
     def elsewhere():
         with pytest.raises(evr.UsageError, match=r"belongs to process .*; attach there"):
@@ -373,12 +378,12 @@ def test_what_is_attached_is_of_use_in_its_process_until_it_is_closed(make, tmp_
             call()
 
 
-def test_an_owner_elsewhere_is_live_within_its_lease(make, tmp_path, monkeypatch):
+def test_an_owner_elsewhere_is_live_within_its_lease(make, place, monkeypatch):
     make(config={"lease_seconds": 1000})
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         monkeypatch.setattr(owner, "is_running", lambda _: None)
         assert run.trigger("go", 1) is True
-        sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET heartbeat_at = '2026-01-01'")
+        place.sql("UPDATE eventor_recovery SET heartbeat_at = '2026-01-01'")
         assert run.trigger("go", 2) is False
 
 
@@ -407,11 +412,11 @@ def test_a_clock_that_is_set_back_does_not_keep_it_from_looking():
     assert requests.look_last([]) is True
 
 
-def test_a_request_to_stop_was_for_the_owner_that_is_gone(make, tmp_path):
+def test_a_request_to_stop_was_for_the_owner_that_is_gone(make, place):
     ev = make(run_mode="continue")
     flow(ev)
     assert ev() is True
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         assert run.stop() is True
     ev.close()
     ev = make(run_mode="continue")
@@ -420,7 +425,7 @@ def test_a_request_to_stop_was_for_the_owner_that_is_gone(make, tmp_path):
     assert statuses(ev)["s[5]"] == "success"
 
 
-def test_a_preview_foresees_in_which_order_requests_are_taken_up(make, tmp_path):
+def test_a_preview_foresees_in_which_order_requests_are_taken_up(make, place):
     ev = make()
     first, asked = ev.add_event("first"), ev.add_event("asked")
     led_to = ev.add_event("led to")
@@ -429,7 +434,7 @@ def test_a_preview_foresees_in_which_order_requests_are_taken_up(make, tmp_path)
     ev.add_assoc(asked, ev.add_step("fails", lambda: 1 / 0))
     ev.add_assoc(both, ev.add_step("later", int))
     ev.trigger_event(first, 1)
-    with evr.attach(tmp_path / "flow.db") as run:
+    with evr.attach(place.store) as run:
         run.trigger("asked", 1)
     assert [str(task) for task in ev.preview(failing=["fails"]).runs] == ["fails[1]"]
     assert ev() is False

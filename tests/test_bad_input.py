@@ -13,6 +13,8 @@ import pytest
 import eventor as evr
 from eventor.rules.config import ELSEWHERE, StepConfig
 
+pytestmark = pytest.mark.stores("sqlite")
+
 
 @pytest.fixture
 def ev(make):

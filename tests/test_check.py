@@ -17,6 +17,8 @@ from eventor.types import FindingKind
 from tests.conftest import wait_until
 from tests.test_rules import TRANSITIONS, Case, build, cases, expressions, model
 
+pytestmark = pytest.mark.stores("sqlite")
+
 CANNOT_COME = {FindingKind.impossible_expression, FindingKind.unraised_event}
 
 

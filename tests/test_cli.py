@@ -26,6 +26,8 @@ from eventor.cli.named import sequences_of, split
 from eventor.storage.history import History
 from tests.conftest import sql, wait_until
 
+pytestmark = pytest.mark.stores("sqlite")
+
 PROGRAM = """
 import math, os, signal, sys, time
 import eventor as evr

@@ -3,7 +3,7 @@
 import pytest
 
 import eventor as evr
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 
 def chain(make, length=4, **arguments):
@@ -16,7 +16,7 @@ def chain(make, length=4, **arguments):
     return ev
 
 
-def test_a_flow_goes_on_where_it_stands_in_the_same_recovery(make, tmp_path):
+def test_a_flow_goes_on_where_it_stands_in_the_same_recovery(make, place):
     for number in range(1, 5):
         ev = chain(make)
         assert (ev.run_id, ev.recovery) == (1, 0)
@@ -30,7 +30,7 @@ def test_a_flow_goes_on_where_it_stands_in_the_same_recovery(make, tmp_path):
     assert ev() is True
     assert [task.attempt for task in ev.tasks()] == [1, 1, 1, 1]
     ev.close()
-    assert sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_recovery") == [(1,)]
+    assert place.sql("SELECT count(*) FROM eventor_recovery") == [(1,)]
 
 
 def test_what_runs_is_let_finish(make, debug_log):
@@ -65,10 +65,10 @@ def test_failed_tasks_stay_failed(make, tmp_path):
 
 
 CRASH = """
-    import sys, time
+    import os, sys, time
     import eventor as evr
 
-    ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."})
+    ev = evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config={"logdir": "."})
     go, done = ev.add_event("go"), ev.add_event("done")
     recovery = {"active": sys.argv[2]}
 
@@ -94,14 +94,19 @@ CRASH = """
         ("skip", "!", "[('hold', 'success', 'skip', 1), ('last', 'success', 'None', 1)] ['hold']"),
     ],
 )
-def test_what_a_dead_owner_left_active_follows_its_policy(start, tmp_path, policy, held, told):
-    owner = start(CRASH, "restart", policy)
+def test_what_a_dead_owner_left_active_follows_its_policy(
+    start, place, tmp_path, policy, held, told
+):
+    owner = start(CRASH, "restart", policy, STORE=place.store)
     wait_until((tmp_path / "held").exists)
-    refused = start(CRASH, "continue", policy).communicate(timeout=30)[1]
+    refused = start(CRASH, "continue", policy, STORE=place.store).communicate(timeout=30)[1]
     assert "OwnershipError: run 1 is owned by process" in refused
     owner.kill()
     owner.wait()
-    assert start(CRASH, "continue", policy).communicate(timeout=30)[0] == f"True {told}\n"
+    assert (
+        start(CRASH, "continue", policy, STORE=place.store).communicate(timeout=30)[0]
+        == f"True {told}\n"
+    )
     assert (tmp_path / "held").read_text() == held
 
 
@@ -132,19 +137,19 @@ def test_a_trigger_that_was_recorded_and_not_followed_is_followed(make):
     assert statuses(ev) == {"s0[1]": "success"}
 
 
-def test_an_owner_that_was_replaced_records_nothing_more(make, tmp_path):
+def test_an_owner_that_was_replaced_records_nothing_more(make, place):
     """Also where the same recovery goes on: the claim tells, not the number."""
     ev = chain(make)
     assert ev.run(max_loops=1) is False
     far = "UPDATE eventor_recovery SET owner_began = 'far 1 1'"
-    sql(tmp_path / "flow.db", far, "UPDATE eventor_recovery SET heartbeat_at = '2020-01-01'")
+    place.sql(far, "UPDATE eventor_recovery SET heartbeat_at = '2020-01-01'")
     other = chain(make)
     with pytest.raises(evr.OwnershipError, match="is not owned by this Eventor any more"):
         ev()
     ev.close()
     assert other() is True
     owned = "SELECT owner_pid IS NOT NULL FROM eventor_recovery"
-    assert sql(tmp_path / "flow.db", owned) == [(1,)]
+    assert place.sql(owned) == [(1,)]
 
 
 @pytest.mark.parametrize("loops", [0, -1, 1.0, "1", True])
@@ -159,7 +164,7 @@ def test_a_recovery_run_cannot_be_chosen(make):
         make(run_mode="continue", recovery_run=0)
 
 
-def test_what_an_interrupted_task_leads_to_later_counts_from_now(make, tmp_path):
+def test_what_an_interrupted_task_leads_to_later_counts_from_now(make, place):
     def build(**arguments):
         ev = make(run_mode="continue", **arguments)
         go = ev.add_event("go")
@@ -173,13 +178,13 @@ def test_what_an_interrupted_task_leads_to_later_counts_from_now(make, tmp_path)
     assert ev.run(max_loops=1) is False
     ev.close()
     undo = "UPDATE eventor_task SET status = 'active', ended_at = NULL"
-    sql(tmp_path / "flow.db", undo, "DELETE FROM eventor_delay")
-    sql(tmp_path / "flow.db", "DELETE FROM eventor_event WHERE event = 's.success'")
+    place.sql(undo, "DELETE FROM eventor_delay")
+    place.sql("DELETE FROM eventor_event WHERE event = 's.success'")
     ev = build()
     ev.stop()
     assert ev() is False
     assert [task.ended_at is None for task in ev.tasks()] == [False]
-    ((due,),) = sql(tmp_path / "flow.db", "SELECT due_at > datetime('now') FROM eventor_delay")
+    ((due,),) = place.sql("SELECT due_at > CURRENT_TIMESTAMP FROM eventor_delay")
     assert due
 
 
@@ -207,6 +212,7 @@ def test_what_follows_from_an_event_waits_until_it_is_defined(make):
     assert program(cut=False) == {"s[1]": "success", "t[1]": "success"}
 
 
+@pytest.mark.stores("sqlite")
 def test_of_two_that_begin_at_once_one_has_the_run(make, monkeypatch):
     from eventor.storage import ledger
 

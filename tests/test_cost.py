@@ -11,6 +11,8 @@ from eventor.rules.plan import TaskEnded
 from eventor.storage import sqlite
 from eventor.types import Outcome, TaskStatus
 
+pytestmark = pytest.mark.stores("sqlite")
+
 WRITES = ("INSERT", "UPDATE", "DELETE")
 
 

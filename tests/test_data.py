@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 import eventor as evr
 from eventor.rules.data import placeholders, resolve
-from tests.conftest import sql
 from tests.test_cost import counting
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -91,6 +90,7 @@ def test_a_result_is_an_argument_of_steps_that_follow(make, config):
     )
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("construct", ["fork", "many", "spawned many"])
 def test_a_result_that_cannot_be_unpickled_fails_the_step_that_needs_it(make, construct):
     flow = Flow(make(config=CONSTRUCTS[construct]))
@@ -112,6 +112,7 @@ LACKING = {
 }
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("lacking", LACKING)
 def test_a_step_whose_argument_does_not_exist_fails_and_names_both(make, lacking):
     func, why = LACKING[lacking]
@@ -222,23 +223,24 @@ def test_a_result_is_read_back_along_the_line_of_recoveries(make):
             ev.result(*arguments)
 
 
-def test_what_was_cut_short_has_no_result(make, tmp_path):
+def test_what_was_cut_short_has_no_result(make, place):
     flow = Flow(ev := make())
     step = flow.add("s", int)
     flow.run()
     ev.close()
-    sql(tmp_path / "flow.db", "UPDATE eventor_task SET status = 'active', result_id = NULL")
+    place.sql("UPDATE eventor_task SET status = 'active', result_id = NULL")
     ev = make(run_mode="recover")
     ev.add_step("s", int)
     with pytest.raises(evr.ResultError, match=r"no result of s\[1\], which was cut short"):
         ev.result(step.name, 1)
 
 
-def test_a_result_that_is_gone_from_the_store_is_an_error_of_the_store(make, tmp_path):
+@pytest.mark.stores("sqlite")
+def test_a_result_that_is_gone_from_the_store_is_an_error_of_the_store(make, place):
     flow = Flow(ev := make())
     step = flow.add("s", dict)
     flow.run()
-    sql(tmp_path / "flow.db", "DELETE FROM eventor_result")
+    place.sql("DELETE FROM eventor_result")
     with pytest.raises(evr.StoreError, match="result that was recorded is not there any more"):
         ev.result(step, 1)
 
@@ -257,7 +259,7 @@ def test_results_may_be_large_and_many(make, most):
     assert ev.result("second", 1) == 3_000_000
 
 
-def test_more_results_than_a_statement_takes_values(make, tmp_path):
+def test_more_results_than_a_statement_takes_values(make, place):
     flow = Flow(ev := make(config={"task_construct": threading.Thread}))
     steps = [ev.add_step(f"s{number}", int) for number in range(1_200)]
     flow.add("all", sum, [step.result for step in steps])
@@ -266,21 +268,21 @@ def test_more_results_than_a_statement_takes_values(make, tmp_path):
         "INSERT INTO eventor_task (run_id, recovery, step, sequence, sequence_type, status,"
         " attempt, ready_at, cause_kind) VALUES "
     )
-    result = pickle.dumps(2).hex()
+    result = place.blob(pickle.dumps(2))
     rows = ",".join(
         f"(1, 0, 's{n}', '1', 'int', 'success', 1, '2026-01-01 00:00:00', 'call')"
         for n in range(1_200)
     )
-    sql(
-        tmp_path / "flow.db",
+    place.sql(
         insert + rows,
-        f"INSERT INTO eventor_result VALUES (1, 'pickle', x'{result}')",
-        "UPDATE eventor_task SET result_id = 1",
+        f"INSERT INTO eventor_result VALUES (9000, 'pickle', {result})",
+        "UPDATE eventor_task SET result_id = 9000",
     )
     assert ev() is True
     assert ev.result("all", 1) == 2_400
 
 
+@pytest.mark.stores("sqlite")
 def test_what_holds_no_placeholder_is_passed_as_it_is(make):
     """And what holds one more than once is made once; what was given stays as it was."""
     Point = collections.namedtuple("Point", "x y")  # noqa: PYI024
@@ -299,6 +301,7 @@ def test_what_holds_no_placeholder_is_passed_as_it_is(make):
     assert mapping["k"] is pair[0] is nested[0][0]
 
 
+@pytest.mark.stores("sqlite")
 def test_what_is_put_into_arguments_later_is_no_result_of_the_step(make):
     flow = Flow(make(config={"stop_on_exception": False}))
     one, two = flow.add("one", int), flow.add("two", int)
@@ -311,6 +314,7 @@ def test_what_is_put_into_arguments_later_is_no_result_of_the_step(make):
     )
 
 
+@pytest.mark.stores("sqlite")
 def test_what_cannot_be_resolved_is_refused(make):
     ev, other = make(), make(store=":memory:")
     own = ev.add_step("own", int)
@@ -339,6 +343,7 @@ def test_what_cannot_be_resolved_is_refused(make):
     assert ev.add_step("s", echo, (endless,)).has_placeholders is False
 
 
+@pytest.mark.stores("sqlite")
 def test_a_part_of_a_result_cannot_be_taken_before_it_is_there(make):
     step = make().add_step("own", dict)
     for placeholder, told in [
@@ -360,6 +365,7 @@ def test_a_part_of_a_result_cannot_be_taken_before_it_is_there(make):
             )
 
 
+@pytest.mark.stores("sqlite")
 def test_who_looks_at_a_placeholder_finds_no_more_than_it_has(make):
     """As those do that copy, show or inspect what they do not know."""
     step = make().add_step("own", dict)
@@ -375,6 +381,7 @@ def test_who_looks_at_a_placeholder_finds_no_more_than_it_has(make):
         assert pprint.pformat([placeholder]) == f"[{placeholder!r}]"
 
 
+@pytest.mark.stores("sqlite")
 def test_a_placeholder_is_copied_and_pickled_by_its_name(make):
     flow = Flow(ev := make())
     made = flow.add("made", lambda: 42)
@@ -441,6 +448,7 @@ def planted(value, stand_in):
     return value
 
 
+@pytest.mark.stores("sqlite")
 @given(values)
 def test_placeholders_are_found_and_resolved_wherever_they_stand(value):
     results = {step.name: step.result for step in STEPS}
@@ -451,6 +459,7 @@ def test_placeholders_are_found_and_resolved_wherever_they_stand(value):
     assert resolve(given, lambda one: one.step.upper()) == expected
 
 
+@pytest.mark.stores("sqlite")
 def test_a_result_in_a_text_is_refused_where_it_is_written(make):
     step = make().add_step("s", int)
     with pytest.raises(evr.DefinitionError, match=r"the result of step 's'> stands for the whole"):

@@ -1,11 +1,11 @@
 """Delayed associations: they act some time after the event, and that time survives a crash."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import eventor as evr
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 
 def delayed(make, seconds, **arguments):
@@ -30,20 +30,18 @@ def test_an_association_acts_its_delay_after_the_event(make):
     assert str(then.cause) == "association go after 0.3 s"
 
 
-def test_a_delay_counts_from_the_trigger_and_not_from_the_call(make):
+def test_a_delay_counts_from_the_trigger_and_not_from_the_call(make, place):
     ev, go = delayed(make, 3600)
     ev.trigger_event(go, 1)
     (raised,) = ev.events()
     ev.stop()
     assert ev() is False
-    assert sql(ev._store.location.path, "SELECT event, sequence, seconds FROM eventor_delay") == [
-        ("go", "1", 3600.0)
-    ]
-    ((due,),) = sql(ev._store.location.path, "SELECT due_at FROM eventor_delay")
-    assert due.startswith(str(raised.raised_at + timedelta(hours=1))[:19])
+    assert place.sql("SELECT event, sequence, seconds FROM eventor_delay") == [("go", "1", 3600.0)]
+    ((due,),) = place.sql("SELECT due_at FROM eventor_delay")
+    assert str(due).startswith(str(raised.raised_at + timedelta(hours=1))[:19])
 
 
-def test_a_stop_leaves_what_is_due_later_for_a_recovery(make, tmp_path, debug_log):
+def test_a_stop_leaves_what_is_due_later_for_a_recovery(make, place, debug_log):
     ev, go = delayed(make, 3600)
     ev.trigger_event(go, 1)
     assert ev.run(max_loops=1) is False
@@ -57,37 +55,37 @@ def test_a_stop_leaves_what_is_due_later_for_a_recovery(make, tmp_path, debug_lo
         assert ev() is False
         ev.close()
     due = "SELECT DISTINCT due_at FROM eventor_delay"
-    assert len(sql(tmp_path / "flow.db", due)) == 1
-    past = "datetime('now', '-1 second')"
-    sql(tmp_path / "flow.db", f"UPDATE eventor_delay SET due_at = {past}")
+    assert len(place.sql(due)) == 1
+    past = f"'{datetime.now(UTC) - timedelta(seconds=1):%F %T.%f}'"
+    place.sql(f"UPDATE eventor_delay SET due_at = {past}")
     ev, go = delayed(make, 3600, run_mode="continue")
     assert ev() is True
     assert statuses(ev) == {"now[1]": "success", "then[1]": "success", "after[1]": "success"}
 
 
-def test_a_crash_while_it_waits_loses_nothing(start, tmp_path):
+def test_a_crash_while_it_waits_loses_nothing(start, tmp_path, place):
     code = """
-        import sys
+        import os, sys
         import eventor as evr
 
-        ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."})
+        ev = evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config={"logdir": "."})
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("now", int))
         ev.add_assoc(go, ev.add_step("then", int), delay=1.5)
         ev.trigger_event(go, 1)
         print(ev(), [(t.step, str(t.status), t.replay and str(t.replay)) for t in ev.tasks()])
     """
-    owner = start(code, "restart")
-    wait_until((tmp_path / "flow.db").exists)
+    owner = start(code, "restart", STORE=place.store)
+    wait_until(place.exists)
     query = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
-    wait_until(lambda: sql(tmp_path / "flow.db", query) == [(1,)])
+    wait_until(lambda: place.sql(query) == [(1,)])
     owner.kill()
     owner.wait()
-    ((due,),) = sql(tmp_path / "flow.db", "SELECT due_at FROM eventor_delay")
-    told, _ = start(code, "recover").communicate(timeout=30)
+    ((due,),) = place.sql("SELECT due_at FROM eventor_delay")
+    told, _ = start(code, "recover", STORE=place.store).communicate(timeout=30)
     assert told == "True [('now', 'success', 'skip'), ('then', 'success', None)]\n"
     query = "SELECT ready_at FROM eventor_task WHERE step = 'then'"
-    ((ready,),) = sql(tmp_path / "flow.db", query)
+    ((ready,),) = place.sql(query)
     assert ready >= due
 
 

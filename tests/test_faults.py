@@ -11,6 +11,8 @@ import pytest
 import eventor as evr
 from tests.conftest import sql
 
+pytestmark = pytest.mark.stores("sqlite")
+
 FUZZ, QUICK_FUZZ = 400, 60
 
 

@@ -15,7 +15,9 @@ from eventor import TransitionKind as Kind
 from eventor.rules.plan import TaskEnded
 from eventor.storage.ledger import Ledger
 from eventor.types import Outcome, TaskStatus, failure
-from tests.conftest import sql, statuses
+from tests.conftest import statuses
+
+pytestmark = pytest.mark.stores("sqlite")
 
 
 def told(transitions):
@@ -56,6 +58,7 @@ def test_a_hook_is_told_of_each_transition_in_the_order_of_their_reasons(make):
     assert [one.succeeded for one in seen] == [None] * 9 + [False]
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 def test_what_a_hook_is_told_is_what_the_store_tells(make):
     seen = []
     ev = make(config={"on_transition": seen.append})
@@ -107,6 +110,7 @@ def test_what_cannot_be_started_is_active_without_a_process_and_then_a_failure(m
     assert (failed.kind, failed.pid) == (Kind.task_failure, None)
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 def test_what_a_recovery_skips_is_told_as_skipped(make):
     before = make()
     before.trigger_event(pair(before, second=boom))
@@ -128,6 +132,7 @@ def test_what_a_recovery_skips_is_told_as_skipped(make):
     ]
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 def test_an_event_that_is_recorded_before_the_run_is_told_then_and_not_again(make):
     seen = []
     ev = make(config={"on_transition": seen.append})
@@ -173,6 +178,7 @@ def test_hooks_are_called_in_the_order_given_and_one_that_raises_is_told_of_once
     assert "first has raised upon run_started 1.0; the run goes on" in line
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 def test_a_hook_may_trigger_events_and_read_the_tasks(make):
     found = []
 
@@ -193,7 +199,8 @@ def test_a_hook_may_trigger_events_and_read_the_tasks(make):
     assert [event.sequence for event in ev.events(more)] == [1, "last"]  # for the next call
 
 
-def test_what_a_hook_triggers_while_the_eventor_is_closed_is_recorded(make, tmp_path):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_what_a_hook_triggers_while_the_eventor_is_closed_is_recorded(make, place):
     def on_transition(transition):
         if transition.name == "go":
             ev.trigger_event(more, transition.sequence)
@@ -202,7 +209,7 @@ def test_what_a_hook_triggers_while_the_eventor_is_closed_is_recorded(make, tmp_
     ev.trigger_event(pair(ev))
     more = ev.add_event("more")
     ev.close()
-    assert sql(tmp_path / "flow.db", "SELECT event FROM eventor_event") == [("go",), ("more",)]
+    assert place.sql("SELECT event FROM eventor_event") == [("go",), ("more",)]
 
 
 def test_a_hook_may_stop_the_run(make):
@@ -245,13 +252,14 @@ def test_what_is_no_exception_goes_through_and_cuts_the_run_short(make, error):
     assert str(seen[-1]) == f"run_ended 1.0: {error.__name__}"
 
 
-def test_a_run_that_fails_is_told_as_ended(make, tmp_path):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_a_run_that_fails_is_told_as_ended(make, place):
     seen = []
 
     def on_transition(transition):
         seen.append(transition)
         if transition.kind is Kind.task_active:
-            sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET owner_began = 'another'")
+            place.sql("UPDATE eventor_recovery SET owner_began = 'another'")
 
     ev = make(config={"on_transition": on_transition})
     ev.trigger_event(pair(ev))
@@ -293,7 +301,7 @@ def hook(one):
     if one.name == sys.argv[1] and one.kind == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-with evr.Eventor(store="flow.db", config={"logdir": ".", "on_transition": hook}) as ev:
+with evr.Eventor(store=os.environ["STORE"], config={"logdir": ".", "on_transition": hook}) as ev:
     go = before = ev.add_event("go")
     for name in "abc":
         step = ev.add_step(name, int)
@@ -311,16 +319,19 @@ SELECT 'task_success', step FROM eventor_task WHERE status = 'success'
 """
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 @pytest.mark.parametrize(
     ("name", "kind"), [("go", "event_raised"), ("b", "task_active"), ("b", "task_success")]
 )
-def test_no_hook_was_told_of_what_a_kill_has_kept_from_the_store(start, tmp_path, name, kind):
-    assert start(KILLED, name, kind).wait(60) == -signal.SIGKILL
+def test_no_hook_was_told_of_what_a_kill_has_kept_from_the_store(
+    start, tmp_path, name, kind, place
+):
+    assert start(KILLED, name, kind, STORE=place.store).wait(60) == -signal.SIGKILL
     lines = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     seen = {(kind, name) for kind, name, _sequence in lines if name is not None}
     assert len(seen) == len(lines) - 1  # the start of the run; and nothing is told twice
     assert (kind, name) in seen
-    assert seen <= set(sql(tmp_path / "flow.db", STORED))
+    assert seen <= set(place.sql(STORED))
 
 
 class Crash(BaseException):

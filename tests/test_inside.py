@@ -16,8 +16,10 @@ import pytest
 
 import eventor as evr
 from eventor.rules.plan import EventRaised, TaskEnded
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 from tests.test_data import CONSTRUCTS, each_construct
+
+pytestmark = pytest.mark.stores("sqlite")
 
 FORKSERVER = multiprocessing.get_context("forkserver").Process
 WORDS = ("NAME", "SEQUENCE", "RECOVERY")
@@ -164,7 +166,7 @@ def test_what_a_step_triggers_is_recorded_before_its_end_or_with_it(make):
 
 
 PROGRAM = """
-    import pathlib, sys, time
+    import os, pathlib, sys, time
     import eventor as evr
     from tests.conftest import wait_until
 
@@ -177,7 +179,7 @@ PROGRAM = """
             file.write("ran ")
         wait_until(pathlib.Path("released").exists)
 
-    with evr.Eventor(store="flow.db", run_mode=mode, config=config) as ev:
+    with evr.Eventor(store=os.environ["STORE"], run_mode=mode, config=config) as ev:
         go, more = ev.add_event("go"), ev.add_event("more")
         ev.add_assoc(go, ev.add_step("first", first, recovery={"active": policy}))
         ev.add_assoc(more, ev.add_step("second", int))
@@ -189,19 +191,22 @@ PROGRAM = """
 """
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 @pytest.mark.parametrize(
     ("policy", "ran"), [("rerun", "ran ran "), ("skip", "ran ")], ids=["rerun", "skip"]
 )
-def test_what_a_step_has_triggered_outlives_the_owner(start, tmp_path, monkeypatch, policy, ran):
+def test_what_a_step_has_triggered_outlives_the_owner(
+    start, tmp_path, monkeypatch, policy, ran, place
+):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    program = start(PROGRAM, "restart", policy)
+    program = start(PROGRAM, "restart", policy, STORE=place.store)
     query = "SELECT count(*) FROM eventor_task WHERE step = 'second' AND status = 'success'"
     wait_until((tmp_path / "first").exists)
-    wait_until(lambda: sql(tmp_path / "flow.db", query) == [(1,)])
+    wait_until(lambda: place.sql(query) == [(1,)])
     program.kill()
     program.wait(30)
     (tmp_path / "released").touch()
-    told, errors = start(PROGRAM, "recover", policy).communicate(timeout=60)
+    told, errors = start(PROGRAM, "recover", policy, STORE=place.store).communicate(timeout=60)
     assert told == "True; ['go recovery 0', 'more recovery 0']\n", errors
     assert (tmp_path / "first").read_text() == ran
 

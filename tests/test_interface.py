@@ -1,11 +1,9 @@
 """Every row of the interface, through the public names."""
 
-import contextlib
 import inspect
 import logging
 import multiprocessing
 import re
-import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +12,8 @@ import pytest
 
 import eventor as evr
 from eventor.rules.config import Config
-from tests.conftest import sql, statuses, wait_until
+from eventor.storage.location import locate
+from tests.conftest import statuses, wait_until
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -77,6 +76,7 @@ def test_the_defaults_of_the_config_are_those_of_the_interface():
     assert config.sleep_between_loops == 1
 
 
+@pytest.mark.stores("sqlite")
 def test_args_and_kwargs_reach_the_function(make):
     ev = make()
     go = ev.add_event("go")
@@ -103,6 +103,7 @@ def test_and_or_expressions_nest(make):
     assert operators.name not in {event for event, _ in raised}
 
 
+@pytest.mark.stores("sqlite")
 def test_an_expression_of_great_depth_holds(make):
     ev = make()
     a, b = ev.add_event("a"), ev.add_event("b")
@@ -245,14 +246,13 @@ def test_an_unhandled_failure_stops_what_has_not_started(make):
     assert statuses(ev)["c[1]"] == "success"
 
 
-def test_what_runs_beside_an_unhandled_failure_is_let_finish(make, tmp_path):
+def test_what_runs_beside_an_unhandled_failure_is_let_finish(make, place):
     ev = make(config={"max_concurrent": 2})
     go, after = ev.add_event("go"), ev.add_event("after")
 
     def failure_is_recorded():
         query = "SELECT count(*) FROM eventor_task WHERE status = 'failure'"
-        with contextlib.closing(sqlite3.connect(tmp_path / "flow.db")) as connection:
-            return connection.execute(query).fetchone() == (1,)
+        return place.sql(query) == [(1,)]
 
     last = ev.add_step(
         "last", func=wait_until, args=(failure_is_recorded,), triggers={"at_success": after}
@@ -264,6 +264,7 @@ def test_what_runs_beside_an_unhandled_failure_is_let_finish(make, tmp_path):
     assert statuses(ev) == {"last[1]": "success", "bad[1]": "failure", "never[1]": "ready"}
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize(
     ("whole", "own", "goes_on"),
     [(True, None, False), (False, None, True), (True, False, True), (False, True, False)],
@@ -291,6 +292,7 @@ def test_a_handled_failure_lets_the_flow_go_on(make, trigger):
     assert statuses(ev) == {"bad[1]": "failure", "next[1]": "success", "mender[1]": "success"}
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 3), (0, 6), (-1, 6)])
 def test_max_concurrent_limits_the_steps_in_flight(make, limit, most):
     ev = make(config={"max_concurrent": limit})
@@ -314,11 +316,11 @@ def test_max_concurrent_limits_the_steps_in_flight(make, limit, most):
     assert [task.step for task in ev.tasks()] == [f"s{number}" for number in range(6)]
 
 
-def test_an_eventor_is_closed_by_its_context_and_twice(make):
+def test_an_eventor_is_closed_by_its_context_and_twice(make, place):
     ev = make()
     with ev as same:
         assert same is ev
-        assert "flow.db" in repr(ev)
+        assert str(locate(place.store)) in repr(ev)
     ev.close()
     with pytest.raises(evr.UsageError, match="closed"):
         ev.add_event("x")
@@ -341,20 +343,21 @@ def test_the_store_is_named_after_the_calling_script(script, tmp_path):
     assert script(code).stdout == "2\n"
 
 
+@pytest.mark.stores("sqlite")
 def test_an_url_and_a_path_name_the_same_store(make, tmp_path):
     make(store=str(tmp_path / "x.db")).close()
     assert make(store=f"sqlite:///{tmp_path}/x.db").run_id == 2
     assert make(store="sqlite://").run_id == 1
 
 
-def test_many_sequences_are_triggered_in_one_transaction(make, tmp_path):
+def test_many_sequences_are_triggered_in_one_transaction(make, place):
     ev = make()
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("s", func=int))
     assert ev.trigger_event(go, 2) == 2
     assert ev.trigger_events(go, (number for number in (1, 2, "1", 5))) == [1, 2, "1", 5]
     # They are recorded, and what was triggered before them.
-    recorded = sql(tmp_path / "flow.db", "SELECT sequence FROM eventor_event ORDER BY event_id")
+    recorded = place.sql("SELECT sequence FROM eventor_event ORDER BY event_id")
     assert recorded == [("2",), ("1",), ("1",), ("5",)]
     assert ev.trigger_event(go) == 3
     assert ev.trigger_events(go, []) == []
@@ -362,6 +365,7 @@ def test_many_sequences_are_triggered_in_one_transaction(make, tmp_path):
     assert {task.sequence for task in ev.tasks()} == {1, 2, 3, "1", 5}
 
 
+@pytest.mark.stores("sqlite")
 def test_sequences_of_which_one_is_wrong_trigger_nothing(make):
     ev = make()
     go = ev.add_event("go")
@@ -380,7 +384,7 @@ def test_sequences_of_which_one_is_wrong_trigger_nothing(make):
     assert ev.trigger_event(go) == 1
 
 
-def test_many_sequences_are_triggered_while_a_flow_runs(make, tmp_path):
+def test_many_sequences_are_triggered_while_a_flow_runs(make, tmp_path, place):
     ev = make(config={"max_concurrent": 2})
     go, more = ev.add_event("go"), ev.add_event("more")
     ev.add_assoc(go, ev.add_step("waits", func=lambda: wait_until((tmp_path / "told").exists)))
@@ -389,7 +393,7 @@ def test_many_sequences_are_triggered_while_a_flow_runs(make, tmp_path):
 
     def trigger():
         query = "SELECT count(*) FROM eventor_task WHERE status = 'active'"
-        wait_until(lambda: sql(tmp_path / "flow.db", query) == [(1,)])
+        wait_until(lambda: place.sql(query) == [(1,)])
         ev.trigger_events(more, range(20))
         (tmp_path / "told").touch()
 

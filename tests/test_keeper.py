@@ -17,6 +17,8 @@ from eventor.steps.keeper import Groups, Keeper
 from eventor.storage import lease, owner
 from tests.conftest import sql, wait_until
 
+pytestmark = pytest.mark.stores("sqlite")
+
 PROGRAM = """
 import multiprocessing, os, signal, subprocess, sys, threading, time, hashlib
 from pathlib import Path

@@ -22,6 +22,8 @@ from eventor.types import Cause, CauseKind, Outcome
 from tests.conftest import statuses
 from tests.test_rules import NOW
 
+pytestmark = pytest.mark.stores("sqlite")
+
 WORDS = ("ready", "active", "success", "failure", "complete")
 
 
@@ -225,7 +227,7 @@ def test_a_step_can_be_the_function_of_another(make):
 
 
 def test_an_error_leaves_nothing_defined(make):
-    ev, other = make(), make("other.db")
+    ev, other = make(), make(name="other")
     go, foreign = ev.add_event("go"), other.add_event("go")
     ev.add_event("work.after")
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.stores("sqlite")
+
 FLOW = """
 import logging, os, sys, threading, multiprocessing
 import eventor as evr

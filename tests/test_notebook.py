@@ -10,6 +10,8 @@ from jupyter_client.manager import KernelManager
 
 import eventor as evr
 
+pytestmark = pytest.mark.stores("sqlite")
+
 
 @pytest.fixture
 def ran(make):

@@ -29,6 +29,8 @@ from eventor.steps import launch, output
 from eventor.steps.task import Captured
 from tests.conftest import sql, wait_until
 
+pytestmark = pytest.mark.stores("sqlite")
+
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [
     pytest.param({}, id="fork"),

@@ -13,7 +13,7 @@ import pytest
 
 import eventor as evr
 from eventor.storage import owner
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -81,8 +81,8 @@ def test_a_process_whose_birth_is_hidden_is_left_to_its_lease(monkeypatch):
 
 
 OWNER = """
-import sys, time, eventor as evr
-with evr.Eventor(store="flow.db", config={"logdir": "."}) as ev:
+import os, sys, time, eventor as evr
+with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}) as ev:
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("s", func=time.sleep, args=(600,)))
     ev.trigger_event(go)
@@ -91,18 +91,20 @@ with evr.Eventor(store="flow.db", config={"logdir": "."}) as ev:
 
 
 @pytest.fixture
-def program(tmp_path):
+def program(tmp_path, place):
     """Start a program whose step runs, and return its process."""
     path = tmp_path / "owner.py"
     path.write_text(OWNER)
     started = []
 
     def start():
-        process = subprocess.Popen([sys.executable, path], cwd=tmp_path, start_new_session=True)
+        environment = {**os.environ, "STORE": place.store}
+        process = subprocess.Popen(
+            [sys.executable, path], cwd=tmp_path, env=environment, start_new_session=True
+        )
         started.append(process)
         query = "SELECT count(*) FROM eventor_task WHERE status = 'active' AND pid IS NOT NULL"
-        store = tmp_path / "flow.db"
-        wait_until(lambda: store.exists() and sql(store, query) == [(1,)])
+        wait_until(lambda: place.exists() and place.sql(query) == [(1,)])
         return process
 
     yield start
@@ -129,23 +131,22 @@ def test_a_run_is_recovered_only_once_its_owner_is_dead_and_then_at_once(make, p
     assert statuses(ev) == {"s[1]": "success"}
 
 
-def test_a_recycled_pid_is_not_taken_for_the_owner(make, program, tmp_path):
+def test_a_recycled_pid_is_not_taken_for_the_owner(make, program, place):
     process = program()
     process.kill()
     process.wait()
     # As if the pid had been given to a process that lives: this one.
-    sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET owner_pid = {os.getpid()}")
+    place.sql(f"UPDATE eventor_recovery SET owner_pid = {os.getpid()}")
     assert flow(make(run_mode=evr.RunMode.recover))() is True
 
 
-def test_an_owner_elsewhere_is_replaced_after_its_lease(make, tmp_path):
+def test_an_owner_elsewhere_is_replaced_after_its_lease(make, place):
     make(config={"lease_seconds": 100}).close()
     elsewhere = "owner_host = 'far', owner_pid = 7, owner_began = 'there 1 1'"
 
     def heard_of(seconds):
         when = (datetime.now(UTC) - timedelta(seconds=seconds)).replace(tzinfo=None)
-        sql(
-            tmp_path / "flow.db",
+        place.sql(
             f"UPDATE eventor_recovery SET {elsewhere}, heartbeat_at = '{when}'",
         )
 
@@ -158,13 +159,13 @@ def test_an_owner_elsewhere_is_replaced_after_its_lease(make, tmp_path):
     assert make(run_mode=evr.RunMode.recover).recovery == 1
 
 
-def test_an_owner_that_was_replaced_writes_no_more(make, tmp_path):
+def test_an_owner_that_was_replaced_writes_no_more(make, tmp_path, place):
     ran = tmp_path / "ran"
     ev = make()
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("s", func=ran.touch))
     far = "UPDATE eventor_recovery SET owner_began = 'far 1 1', heartbeat_at = NULL"
-    sql(tmp_path / "flow.db", far)
+    place.sql(far)
     new = make(run_mode=evr.RunMode.recover)
     ev.trigger_event(go)
     with pytest.raises(evr.OwnershipError, match=r"recovery 0 of run 1 .*taken over by recovery 1"):
@@ -176,14 +177,14 @@ def test_an_owner_that_was_replaced_writes_no_more(make, tmp_path):
     assert new.events() == []
 
 
-def test_a_run_whose_row_is_gone_is_not_owned(make, tmp_path):
+def test_a_run_whose_row_is_gone_is_not_owned(make, place):
     ev = make()
-    sql(tmp_path / "flow.db", "UPDATE eventor_recovery SET owner_began = NULL")
+    place.sql("UPDATE eventor_recovery SET owner_began = NULL")
     with pytest.raises(evr.OwnershipError, match="not owned by this Eventor any more"):
         ev()
 
 
-def test_in_one_program_a_run_is_recovered_once_it_is_closed(make, tmp_path):
+def test_in_one_program_a_run_is_recovered_once_it_is_closed(make):
     ev = make()
     for mode, what in (("recover", "recovered"), ("continue", "continued")):
         words = f"cannot be {what}: that is this program, which has to close it first"
@@ -192,24 +193,29 @@ def test_in_one_program_a_run_is_recovered_once_it_is_closed(make, tmp_path):
     with make() as other:
         assert other.run_id == 2
     ev.close()
-    # What could not be released, as on a full disk, is let go of by this program all the same.
+    assert make(run_mode=evr.RunMode.recover, name="").recovery == 1
+
+
+@pytest.mark.stores("sqlite")
+def test_what_could_not_be_released_is_let_go_of_all_the_same(make, place):
+    # As on a full disk.
     ev = make()
-    lock = sqlite3.connect(tmp_path / "flow.db", isolation_level=None)
+    lock = sqlite3.connect(place.store, isolation_level=None)
     ev._store.backend.engine.connect().exec_driver_sql("PRAGMA busy_timeout = 10").close()
     lock.execute("BEGIN IMMEDIATE")
     ev.close()
     lock.close()
-    query = "SELECT owner_pid FROM eventor_recovery WHERE run_id = 3"
-    assert sql(tmp_path / "flow.db", query) == [(os.getpid(),)]
+    query = "SELECT owner_pid FROM eventor_recovery "
+    assert place.sql(query) == [(os.getpid(),)]
     assert make(run_mode=evr.RunMode.recover).recovery == 1
 
 
-def test_a_running_flow_is_heard_of_within_its_lease(make, tmp_path):
+def test_a_running_flow_is_heard_of_within_its_lease(make, place):
     query = "SELECT heartbeat_at FROM eventor_recovery"
 
     def step():
-        first = sql(tmp_path / "flow.db", query)
-        wait_until(lambda: sql(tmp_path / "flow.db", query) > first)
+        first = place.sql(query)
+        wait_until(lambda: place.sql(query) > first)
 
     ev = make(config={"lease_seconds": 0.3})
     go = ev.add_event("go")
@@ -218,7 +224,7 @@ def test_a_running_flow_is_heard_of_within_its_lease(make, tmp_path):
     assert ev() is True
 
 
-def test_of_many_recoveries_at_the_same_instant_exactly_one_wins(make, tmp_path):
+def test_of_many_recoveries_at_the_same_instant_exactly_one_wins(make, place, tmp_path):
     fork = multiprocessing.get_context("fork")
     make().close()
     rounds, programs = 10, 6
@@ -228,9 +234,7 @@ def test_of_many_recoveries_at_the_same_instant_exactly_one_wins(make, tmp_path)
         for number in range(rounds):
             gate.wait(30)
             try:
-                ev = evr.Eventor(
-                    store=tmp_path / "flow.db", run_mode="recover", config={"logdir": tmp_path}
-                )
+                ev = evr.Eventor(store=place.store, run_mode="recover", config={"logdir": tmp_path})
             except Exception as error:
                 won.put((number, type(error).__name__))
                 gate.wait(30)
@@ -252,7 +256,7 @@ def test_of_many_recoveries_at_the_same_instant_exactly_one_wins(make, tmp_path)
     assert got == sorted(expected, key=str)
 
 
-def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, tmp_path, monkeypatch):
+def test_a_run_that_was_interrupted_before_it_was_made_is_not_owned(make, monkeypatch):
     make().close()
 
     def refuse(*_):
@@ -280,7 +284,7 @@ def test_a_process_that_ends_while_it_is_looked_at_has_ended(monkeypatch):
 
 
 ENDING = """
-import atexit, sys, threading, time, warnings
+import atexit, os, sys, threading, time, warnings
 from pathlib import Path
 import eventor as evr
 
@@ -291,7 +295,7 @@ def step():
 
 warnings.simplefilter("ignore")
 atexit.register(lambda: Path("ending").touch())
-ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+ev = evr.Eventor(store=os.environ["STORE"], config={"logdir": "."})
 go = ev.add_event("go")
 ev.add_assoc(go, ev.add_step("s", func=step))
 ev.trigger_event(go)
@@ -302,9 +306,9 @@ while not Path("reached").exists():
 
 
 def test_a_program_that_ends_while_a_thread_runs_its_flow_owns_it_until_it_is_dead(
-    make, start, tmp_path
+    make, start, place, tmp_path
 ):
-    process = start(ENDING)
+    process = start(ENDING, STORE=place.store)
     wait_until((tmp_path / "ending").exists)
     with pytest.raises(evr.OwnershipError, match=f"is owned by process {process.pid}"):
         make(run_mode=evr.RunMode.recover)
@@ -313,7 +317,7 @@ def test_a_program_that_ends_while_a_thread_runs_its_flow_owns_it_until_it_is_de
     assert flow(make(run_mode=evr.RunMode.recover))() is True
 
 
-def test_a_run_whose_eventor_was_never_made_whole_is_free(make, tmp_path, monkeypatch):
+def test_a_run_whose_eventor_was_never_made_whole_is_free(make, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 

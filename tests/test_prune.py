@@ -14,7 +14,7 @@ from eventor.storage.backend import Access
 from eventor.storage.location import locate
 from eventor.storage.prune import give_back, prune, to_prune
 from eventor.storage.store import Store
-from tests.conftest import sql, wait_until
+from tests.conftest import wait_until
 
 FORK = multiprocessing.get_context("fork")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -71,8 +71,8 @@ def test_without_a_rule_nothing_is_deleted():
 
 
 @contextlib.contextmanager
-def opened(path):
-    with contextlib.closing(Store(locate(path), Access.prune)) as store:
+def opened(place):
+    with contextlib.closing(Store(locate(place.store), Access.prune)) as store:
         yield store
 
 
@@ -85,18 +85,16 @@ def flow(ev, result=None, **config):
     return go
 
 
-def rows(path):
+def rows(place):
     counts = {table: f"SELECT count(*) FROM {table}" for table in TABLES}
-    return {table: sql(path, count)[0][0] for table, count in counts.items()}
+    return {table: place.sql(count)[0][0] for table, count in counts.items()}
 
 
-def test_all_that_belongs_to_a_run_goes_and_nothing_else(make, tmp_path):
-    path = tmp_path / "flow.db"
-
+def test_all_that_belongs_to_a_run_goes_and_nothing_else(make, place):
     def once(mode, name):
         ev = make(name=name, run_mode=mode, config={"stop_on_exception": False})
         go = flow(ev)
-        with evr.attach(path, name) as attached:
+        with evr.attach(place.store, name) as attached:
             attached.trigger("go", "asked")
         if mode == "restart":
             ev.trigger_event(go)
@@ -104,57 +102,64 @@ def test_all_that_belongs_to_a_run_goes_and_nothing_else(make, tmp_path):
         ev.close()
 
     once("restart", "kept")
-    before = rows(path)
+    before = rows(place)
     assert all(before.values())
     for mode in ("restart", "recover", "restart"):
         once(mode, "old")
-    with opened(path) as store:
+    with opened(place) as store:
         gone = prune(store, "old", keep=0)
         assert [(each.run_id, len(each.recoveries)) for each in gone] == [(2, 2), (3, 1)]
-        assert rows(path) == before
-        size = path.stat().st_size
-        assert give_back(store) is True
-        assert path.stat().st_size < size
+        assert rows(place) == before
         assert prune(store, "old", keep=0) == []
-    assert sql(path, "PRAGMA foreign_key_check") == []
-    assert sql(path, "PRAGMA integrity_check") == [("ok",)]
-    assert sql(path, "SELECT name FROM sqlite_master WHERE name = 'eventor_pruning'") == []
     once("recover", "kept")
     ev = make(name="old")
     assert ev.run_id == 4, "the number of a run is not given again"
 
 
-def test_a_live_run_stays_and_its_owner_need_not_wait(make, tmp_path):
-    path = tmp_path / "flow.db"
+@pytest.mark.stores("sqlite")
+def test_the_file_is_whole_and_smaller_afterwards(make, place):
+    ev = make()
+    ev.trigger_event(flow(ev))
+    ev()
+    ev.close()
+    with opened(place) as store:
+        assert len(prune(store, keep=0)) == 1
+        size = place.store.stat().st_size
+        assert give_back(store) is True
+        assert place.store.stat().st_size < size
+    assert place.sql("PRAGMA foreign_key_check") == []
+    assert place.sql("PRAGMA integrity_check") == [("ok",)]
+    assert place.sql("SELECT name FROM sqlite_master WHERE name = 'eventor_pruning'") == []
+
+
+def test_a_live_run_stays_and_its_owner_need_not_wait(make, place):
     make().close()
     make()
-    with opened(path) as store:
+    with opened(place) as store:
         assert [each.run_id for each in prune(store, keep=0)] == [1]
-        assert give_back(store) is False
         assert [each.run_id for each in prune(store, older_than=timedelta(0))] == []
 
 
-def test_an_owner_elsewhere_that_was_replaced_by_nobody_finds_its_run_gone(make, tmp_path):
+def test_an_owner_elsewhere_that_was_replaced_by_nobody_finds_its_run_gone(make, place):
     ev = make()
     go = flow(ev)
     ev.trigger_event(go)
     gone = "UPDATE eventor_recovery SET owner_began = 'elsewhere', heartbeat_at = '2020-01-01'"
-    sql(tmp_path / "flow.db", gone)
-    with opened(tmp_path / "flow.db") as store:
+    place.sql(gone)
+    with opened(place) as store:
         assert len(prune(store, keep=0)) == 1
     with pytest.raises(evr.OwnershipError, match="is not owned by this Eventor any more"):
         ev()
 
 
 @pytest.mark.parametrize("then", ["recovered", "recovered and closed", "pruned"])
-def test_a_run_that_has_changed_since_it_was_chosen_stays(make, tmp_path, monkeypatch, then):
-    path = tmp_path / "flow.db"
+def test_a_run_that_has_changed_since_it_was_chosen_stays(make, place, monkeypatch, then):
     make().close()
 
     def meanwhile(*arguments):
         chosen = to_prune(*arguments)
         if then == "pruned":
-            with opened(path) as other:
+            with opened(place) as other:
                 monkeypatch.undo()
                 assert len(prune(other, keep=0)) == 1
             return chosen
@@ -164,37 +169,37 @@ def test_a_run_that_has_changed_since_it_was_chosen_stays(make, tmp_path, monkey
         return chosen
 
     monkeypatch.setattr("eventor.storage.prune.to_prune", meanwhile)
-    with opened(path) as store:
+    with opened(place) as store:
         assert prune(store, keep=0) == []
-    assert rows(path)["eventor_run"] == (0 if then == "pruned" else 1)
+    assert rows(place)["eventor_run"] == (0 if then == "pruned" else 1)
 
 
-def test_what_cannot_be_deleted_is_all_still_there(make, tmp_path):
-    path = tmp_path / "flow.db"
+@pytest.mark.stores("sqlite")
+def test_what_cannot_be_deleted_is_all_still_there(make, place):
     for _ in range(2):
         ev = make(config={"stop_on_exception": False})
         ev.trigger_event(flow(ev))
         ev()
         ev.close()
-    before = rows(path)
-    sql(
-        path,
+    before = rows(place)
+    place.sql(
         "CREATE TRIGGER full BEFORE DELETE ON eventor_run WHEN old.run_id = 2 "
         "BEGIN SELECT raise(ABORT, 'no room'); END",
     )
     with (
-        opened(path) as store,
+        opened(place) as store,
         pytest.raises(evr.StoreError, match="cannot delete runs: no room"),
     ):
         prune(store, keep=0)
-    assert rows(path) == before
+    assert rows(place) == before
 
 
-def test_space_that_cannot_be_given_back_is_told_of(make, tmp_path, monkeypatch):
+@pytest.mark.stores("sqlite")
+def test_space_that_cannot_be_given_back_is_told_of(make, place, monkeypatch):
     make().close()
     monkeypatch.setattr("eventor.storage.sqlite.BUSY_SECONDS", 0.01)
-    with opened(tmp_path / "flow.db") as store:
-        with contextlib.closing(sqlite3.connect(tmp_path / "flow.db")) as other:
+    with opened(place) as store:
+        with contextlib.closing(sqlite3.connect(place.store)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(evr.StoreError, match="cannot give space back: database is locked"):
                 give_back(store)
@@ -208,12 +213,13 @@ def test_where_there_is_nothing_to_prune(tmp_path):
             Store(locate(tmp_path / name), Access.prune)
 
 
-def recovers(path, told):
+def recovers(place, logdir, told):
     """Recover the run again and again, and tell how often; end when it is gone."""
     recovered = 0
     while True:
         try:
-            with evr.Eventor(store=path, run_mode="recover", config={"logdir": path.parent}) as ev:
+            config = {"logdir": logdir}
+            with evr.Eventor(store=place.store, run_mode="recover", config=config) as ev:
                 recovered += 1
                 told.value = recovered
                 go = ev.add_event("go")
@@ -224,16 +230,15 @@ def recovers(path, told):
             return
 
 
-def test_pruning_beside_a_program_that_recovers_the_run_again_and_again(make, tmp_path):
-    path = tmp_path / "flow.db"
+def test_pruning_beside_a_program_that_recovers_the_run_again_and_again(make, place, tmp_path):
     make().close()
     told = FORK.Value("i", 0)
-    program = FORK.Process(target=recovers, args=(path, told))
+    program = FORK.Process(target=recovers, args=(place, tmp_path, told))
     program.start()
     wait_until(lambda: told.value >= 3)
-    with opened(path) as store:
+    with opened(place) as store:
         wait_until(lambda: prune(store, keep=0))
     program.join()
     # No recovery was deleted under a live owner: that would be an OwnershipError there.
     assert program.exitcode == 0
-    assert set(rows(path).values()) == {0}
+    assert set(rows(place).values()) == {0}

@@ -1,8 +1,8 @@
 """Restart and recover: what the interface promises for each status, along the lineage."""
 
+import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 
@@ -10,18 +10,11 @@ import pytest
 
 import eventor as evr
 from eventor.steps import launch
-from tests.conftest import sql, statuses, wait_until
-
-
-def rows(path, query):
-    with sqlite3.connect(path) as connection:
-        found = connection.execute(query).fetchall()
-    connection.close()
-    return found
+from tests.conftest import statuses, wait_until
 
 
 @pytest.fixture
-def four(make, tmp_path):
+def four(make, place, tmp_path):
     """Make a run whose tasks stand in each of the four statuses, then recover it."""
     log = tmp_path / "log"
 
@@ -50,11 +43,9 @@ def four(make, tmp_path):
         assert ev() is False
         ev.close()
         # What a crash of the owner leaves: `active` and `ready` were recorded, and never ended.
-        with sqlite3.connect(tmp_path / "flow.db") as connection:
-            connection.execute(
-                "UPDATE eventor_task SET status = 'active', ended_at = NULL WHERE step = 'active'"
-            )
-        connection.close()
+        place.sql(
+            "UPDATE eventor_task SET status = 'active', ended_at = NULL WHERE step = 'active'"
+        )
         log.write_text("")
         return build
 
@@ -97,7 +88,7 @@ def test_complete_stands_for_both_ends_and_one_status_outweighs_it(make):
     assert one.recovery[evr.TaskStatus.success] == one.recovery[evr.TaskStatus.failure] == "skip"
 
 
-def test_restart_keeps_earlier_runs_and_recover_takes_the_latest_of_its_name(make, tmp_path):
+def test_restart_keeps_earlier_runs_and_recover_takes_the_latest_of_its_name(make, place):
     for name in ("a", "b", "a"):
         with make(name=name) as ev:
             ev.trigger_event(ev.add_event(f"of {ev.run_id}"))
@@ -106,7 +97,7 @@ def test_restart_keeps_earlier_runs_and_recover_takes_the_latest_of_its_name(mak
         assert (ev.run_id, ev.recovery) == (2, 1)
     with make(name="a", run_mode="recover") as ev:
         assert (ev.run_id, ev.recovery) == (3, 1)
-    assert rows(tmp_path / "flow.db", "SELECT count(*) FROM eventor_event") == [(3,)]
+    assert place.sql("SELECT count(*) FROM eventor_event") == [(3,)]
 
 
 def test_a_skipped_step_keeps_its_result_and_raises_its_triggers(make):
@@ -191,19 +182,18 @@ def test_a_trigger_of_an_event_that_is_gone_is_named(make, debug_log):
     assert "event gone was triggered before in sequence 1, and is no longer defined" in debug_log()
 
 
-def test_the_definition_stands_in_the_store(make, tmp_path):
+def test_the_definition_stands_in_the_store(make, place):
     ev = make()
     a, b = ev.add_event("a"), ev.add_event("b")
     ev.add_event("c", expr=evr.or_((a, b), a))
     ev.add_assoc(a, b, ev.add_step("s", func=os.getpid, triggers={"at_success": b}))
     ev()
-    definition = rows(
-        tmp_path / "flow.db",
-        "SELECT definition ->> '$.events[2].expr', definition ->> '$.steps[0].func',"
-        " definition ->> '$.steps[0].triggers.at_success[0]', definition ->> '$.assocs[0].steps[0]'"
-        " FROM eventor_definition",
-    )
-    assert definition == [('["a","b",{"and":2},"a",{"or":2}]', "posix.getpid", "b", "s")]
+    ((definition,),) = place.sql("SELECT definition FROM eventor_definition")
+    told = json.loads(definition)
+    assert told["events"][2]["expr"] == ["a", "b", {"and": 2}, "a", {"or": 2}]
+    assert told["steps"][0]["func"] == "posix.getpid"
+    assert told["steps"][0]["triggers"]["at_success"] == ["b"]
+    assert told["assocs"][0]["steps"] == ["s"]
 
 
 PROGRAM = """
@@ -219,7 +209,7 @@ def step(number):
     with open("log", "a") as file:
         file.write(f"end {number}\\n")
 
-with evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."}) as ev:
+with evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config={"logdir": "."}) as ev:
     events = [ev.add_event(f"e{number}") for number in range(5)]
     for number in range(4):
         ev.add_assoc(events[number], ev.add_step(f"s{number}", func=step, args=(number,),
@@ -230,12 +220,13 @@ with evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."}) 
 """
 
 
-def test_a_program_killed_in_a_step_is_recovered_by_running_it_again(tmp_path, script):
+def test_a_program_killed_in_a_step_is_recovered_by_running_it_again(tmp_path, script, place):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     killed = subprocess.Popen(
         [sys.executable, program, "restart"],
         cwd=tmp_path,
+        env={**os.environ, "STORE": place.store},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -243,15 +234,14 @@ def test_a_program_killed_in_a_step_is_recovered_by_running_it_again(tmp_path, s
     wait_until((tmp_path / "reached").exists)
     os.killpg(killed.pid, signal.SIGKILL)
     assert killed.wait(30) == -signal.SIGKILL
-    recovered = script(PROGRAM, "recover")
+    recovered = script(PROGRAM, "recover", STORE=place.store)
     assert recovered.stdout == "True\n"
     log = (tmp_path / "log").read_text().split("\n")[:-1]
     assert log == [
         *("begin 0", "end 0", "begin 1", "end 1", "begin 2"),
         *("begin 2", "end 2", "begin 3", "end 3"),
     ]
-    assert rows(
-        tmp_path / "flow.db",
+    assert place.sql(
         "SELECT recovery, step, status, replay FROM eventor_task ORDER BY task_id",
     ) == [
         (0, "s0", "success", None),
@@ -369,22 +359,22 @@ def test_of_many_tasks_that_are_lost_some_are_named(make, debug_log):
     assert "sequence 0, 1, 2, 3, 4 and 4 more" in debug_log()
 
 
-def test_a_definition_that_eventor_has_not_written_is_named(make, tmp_path):
+def test_a_definition_that_eventor_has_not_written_is_named(make, place):
     for written in ("{", "[]", '{"events": [1]}', '{"events": [], "steps": 7}'):
         with make() as ev:
             ev()
-        sql(tmp_path / "flow.db", f"UPDATE eventor_definition SET definition = '{written}'")
+        place.sql(f"UPDATE eventor_definition SET definition = '{written}'")
         ev = make(run_mode="recover")
         with pytest.raises(evr.StoreError, match="definition"):
             ev()
         ev.close()
 
 
-def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
+def test_a_preview_tells_what_would_be_done_and_does_nothing(four, place):
     crashed, ran = four
     ev, go = crashed()(run_mode=evr.RunMode.recover)
     ev.trigger_event(go, "more")
-    before = sql(tmp_path / "flow.db", "SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
+    before = place.sql("SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
     preview = ev.preview(failing="ready")
     assert [str(task) for task in preview.runs] == [
         *("success[more]", "active[more]", "failure[more]", "ready[more]"),
@@ -398,7 +388,7 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
     ]
     assert preview.skips[0].replay is evr.StepReplay.skip
     assert ran() == []
-    after = sql(tmp_path / "flow.db", "SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
+    after = place.sql("SELECT * FROM eventor_event", "SELECT * FROM eventor_task")
     assert before == after
     assert ev() is True
     assert str(ev.preview()) == "nothing to do"
@@ -406,7 +396,7 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(four, tmp_path):
         ev.preview(["nosuch"])
 
 
-def test_a_result_outlives_a_recovery_that_died_in_its_step(make, tmp_path):
+def test_a_result_outlives_a_recovery_that_died_in_its_step(make, place):
     policy = {"success": "rerun", "active": "skip"}
 
     def run(**arguments):
@@ -420,7 +410,7 @@ def test_a_result_outlives_a_recovery_that_died_in_its_step(make, tmp_path):
     assert run() == [(None, 42)]
     assert run(run_mode="recover") == [("rerun", 42)]
     died = "UPDATE eventor_task SET status = 'active', result_id = NULL WHERE recovery = 1"
-    sql(tmp_path / "flow.db", died)
+    place.sql(died)
     assert run(run_mode="recover") == [("skip", 42)]
 
 
@@ -449,19 +439,19 @@ def test_what_is_defined_between_two_calls_is_recovered_between_them(make, debug
     ]
 
 
-def test_triggers_in_a_set_are_the_same_in_each_process(script):
+def test_triggers_in_a_set_are_the_same_in_each_process(script, place):
     program = """
-        import sys
+        import os, sys
         import eventor as evr
         config = {"logdir": ".", "strict_recovery": True}
-        with evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config) as ev:
+        with evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config=config) as ev:
             some = [object() for _ in range(int(sys.argv[2]))]
             events = {ev.add_event(str(number)) for number in range(20)}
             ev.add_step("s", func=int, triggers={"at_success": events})
             print(ev())
     """
     for mode, number in [("restart", "0"), ("recover", "1"), ("recover", "1000")]:
-        ran = script(program, mode, number)
+        ran = script(program, mode, number, STORE=place.store)
         assert ran.stdout == "True\n", ran.stderr
 
 

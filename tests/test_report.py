@@ -25,7 +25,6 @@ from eventor.storage.location import locate
 from eventor.storage.store import Store
 from eventor.types import StepReplay, TaskCounts
 from eventor.words import visible
-from tests.conftest import sql
 
 BEGAN = datetime(2026, 11, 24, 10, 7, 48, 572_000, tzinfo=UTC)
 HOSTILE = (
@@ -78,13 +77,13 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(place):
     """Make the report of a run that the test's store has."""
 
-    def build(*place, **arguments):
-        store = Store(locate(tmp_path / "flow.db"), Access.read)
+    def build(*which, **arguments):
+        store = Store(locate(place.store), Access.read)
         with contextlib.closing(store):
-            return Page(report(History(store), *place, **arguments))
+            return Page(report(History(store), *which, **arguments))
 
     return build
 
@@ -237,7 +236,7 @@ def test_a_running_run_has_an_owner(make, read):
     assert "So far" in text
 
 
-def test_of_a_run_that_was_killed_it_is_told_what_was_cut_short(script, read):
+def test_of_a_run_that_was_killed_it_is_told_what_was_cut_short(script, read, place):
     ran = script(
         """
         import os, signal
@@ -249,12 +248,13 @@ def test_of_a_run_that_was_killed_it_is_told_what_was_cut_short(script, read):
             os.kill(program, signal.SIGKILL)
             signal.pause()
 
-        ev = evr.Eventor(store="flow.db", config={"logdir": "logs"})
+        ev = evr.Eventor(store=os.environ["STORE"], config={"logdir": "logs"})
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("last", kill))
         ev.trigger_event(go)
         ev()
-        """
+        """,
+        STORE=place.store,
     )
     assert ran.returncode == -signal.SIGKILL
     shown = read()
@@ -444,14 +444,14 @@ def test_jinja_is_loaded_by_a_report_alone(script):
     assert ran.returncode == 0, ran.stderr
 
 
-def test_nothing_is_unpickled(make, read, tmp_path):
+def test_nothing_is_unpickled(make, read, place):
     ev = make()
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("one", int))
     ev.trigger_event(go)
     ev()
     ev.close()
-    sql(tmp_path / "flow.db", "UPDATE eventor_result SET data = x'00'")
+    place.sql(f"UPDATE eventor_result SET data = {place.blob(bytes(1))}")
     assert "one[1]" in read().text
 
 

@@ -47,14 +47,14 @@ def test_a_step_starts_when_it_can_have_all_it_asks_for(make, tmp_path):
     assert order(ev) == list("abcdef")
 
 
-def test_none_starves_and_others_pass_by(make):
+def test_none_starves_and_others_pass_by(make, tmp_path):
     """`both` waits for two gpus: what asks for one after it waits too, what asks for none does not.
 
     The one that runs first waits until `free` has run, so it has passed by.
     """
     ev = make(config={"max_concurrent": 2, "resources": RESOURCES})
     go, done = ev.add_event("go"), ev.add_event("done")
-    seen = ev._store.location.path.with_name("seen")
+    seen = tmp_path / "seen"
     needs = {"first": {"gpu": 1}, "both": {"gpu": 2}, "after": {"gpu": 1}, "free": {}}
     funcs = {"first": lambda: wait_until(seen.exists), "free": seen.touch}
     for name, resources in needs.items():
@@ -88,13 +88,13 @@ def test_resources_are_given_back_by_a_failure_and_while_a_retry_waits(make, tmp
     assert order(ev) == ["bad", "last", "flaky"]
 
 
-def test_resources_are_free_again_after_a_crash(start, tmp_path):
+def test_resources_are_free_again_after_a_crash(start, place, tmp_path):
     code = """
-        import sys, time
+        import os, sys, time
         import eventor as evr
 
         config = {"logdir": ".", "resources": {"gpu": 1}}
-        ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config)
+        ev = evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config=config)
         go = ev.add_event("go")
 
         def hold():
@@ -105,11 +105,11 @@ def test_resources_are_free_again_after_a_crash(start, tmp_path):
         ev.trigger_event(go, 1)
         print(ev())
     """
-    owner = start(code, "restart")
+    owner = start(code, "restart", STORE=place.store)
     wait_until((tmp_path / "held").exists)
     owner.kill()
     owner.wait()
-    assert start(code, "continue").communicate(timeout=30)[0] == "True\n"
+    assert start(code, "continue", STORE=place.store).communicate(timeout=30)[0] == "True\n"
 
 
 def test_a_higher_priority_starts_first(make):

@@ -4,11 +4,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import eventor as evr
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize(
     ("fail", "retry_on", "attempts"),
     [
@@ -115,6 +117,7 @@ def test_what_is_tried_again(make, flaky, fail, retry_on, attempts):
     assert ev.tasks()[0].attempt == attempts
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("retry_on", [None, Exception])
 @pytest.mark.parametrize("lacking", ["missing", "not unpicklable", "not picklable"])
 def test_what_cannot_be_called_is_never_tried_again(make, lacking, retry_on):
@@ -159,7 +162,7 @@ FLAKY = """
                 __import__("time").sleep(60)
 
     config = {"logdir": "."}
-    ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config=config)
+    ev = evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config=config)
     go = ev.add_event("go")
     retries = {"max_attempts": int(sys.argv[2])}
     ev.add_assoc(go, ev.add_step("s", slow, config=retries))
@@ -171,16 +174,16 @@ FLAKY = """
 
 @pytest.mark.parametrize("mode", ["recover", "continue"])
 @pytest.mark.parametrize("most", [2, 3, 4])
-def test_after_a_crash_the_attempts_that_were_spent_count(start, tmp_path, mode, most):
+def test_after_a_crash_the_attempts_that_were_spent_count(start, place, tmp_path, mode, most):
     """The second is killed with its owner; the third fails, the fourth would end well.
 
     Where the crash took the last, one more is granted: the policy says that it is to run.
     """
-    owner = start(FLAKY, "restart", str(most))
+    owner = start(FLAKY, "restart", str(most), STORE=place.store)
     wait_until((tmp_path / "ready").exists)
     owner.kill()
     owner.wait()
-    told, _ = start(FLAKY, mode, str(most)).communicate(timeout=30)
+    told, _ = start(FLAKY, mode, str(most), STORE=place.store).communicate(timeout=30)
     third = [
         (1, "failure", "ValueError: no"),
         (2, "active", None),
@@ -192,7 +195,7 @@ def test_after_a_crash_the_attempts_that_were_spent_count(start, tmp_path, mode,
         assert told == f"False\n{third}\n"
 
 
-def test_a_recovery_waits_for_what_is_left_of_a_delay(make, tmp_path, flaky):
+def test_a_recovery_waits_for_what_is_left_of_a_delay(make, place, flaky):
     config = {"max_attempts": 2, "retry_delay": 3600}
     ev = one_step(make, flaky, 1, config=config)
     assert ev.run(max_loops=1) is False
@@ -208,8 +211,8 @@ def test_a_recovery_waits_for_what_is_left_of_a_delay(make, tmp_path, flaky):
         assert (ev.recovery, ev.tasks()[0].due_at) == (number, task.due_at)
         assert ev.tasks()[0].attempts == task.attempts
         ev.close()
-    past = "datetime('now', '-1 second')"
-    sql(tmp_path / "flow.db", f"UPDATE eventor_task SET due_at = {past}")
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    place.sql(f"UPDATE eventor_task SET due_at = '{past:%F %T.%f}'")
     ev = one_step(make, flaky, 1, config=config, run_mode="recover")
     assert ev.preview().runs[0].previous == "ready"
     assert ev() is True
@@ -228,6 +231,7 @@ def test_a_failure_that_is_rerun_has_all_its_attempts_again(make, flaky):
     assert (task.attempt, [a.number for a in task.attempts]) == (2, [1, 2])
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -252,6 +256,7 @@ def test_bad_values_are_named(make, config, words):
     ev.add_step("s", int)
 
 
+@pytest.mark.stores("sqlite")
 def test_the_classes_reach_a_spawned_process(make):
     context = multiprocessing.get_context("spawn")
     config = {"max_attempts": 2, "retry_on": (OSError, ValueError)}
@@ -276,12 +281,11 @@ def test_a_preview_takes_the_first_failure_for_the_last(make, flaky):
     assert len(ev.preview(failing="s").runs) == 1
 
 
-def test_the_process_of_an_attempt_is_known_while_it_runs_and_after(make, tmp_path):
+def test_the_process_of_an_attempt_is_known_while_it_runs_and_after(make, tmp_path, place):
     """Its pid is recorded apart from its start where it runs for longer than a moment."""
-    store = tmp_path / "flow.db"
 
     def wait():
-        wait_until(lambda: sql(store, "SELECT pid FROM eventor_task") != [(None,)])
+        wait_until(lambda: place.sql("SELECT pid FROM eventor_task") != [(None,)])
         return os.getpid()
 
     ev = one_step(make, wait, config={})

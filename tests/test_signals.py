@@ -18,6 +18,8 @@ from eventor.steps.signals import Signals
 from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
+pytestmark = pytest.mark.stores("sqlite")
+
 FORK = multiprocessing.get_context("fork").Process
 
 PROGRAM = """

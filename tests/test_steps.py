@@ -21,6 +21,8 @@ import eventor as evr
 from eventor.storage import owner
 from tests.conftest import statuses, wait_until
 
+pytestmark = pytest.mark.stores("sqlite")
+
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [None, threading.Thread, pytest.param(SPAWN, marks=pytest.mark.slow)]
 

@@ -17,6 +17,8 @@ from eventor.storage import sqlite
 from tests.conftest import sql, statuses
 from tests.test_cost import counting
 
+pytestmark = pytest.mark.stores("sqlite")
+
 
 def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
     ev = make()

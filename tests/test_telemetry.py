@@ -14,6 +14,8 @@ from opentelemetry.trace import StatusCode
 import eventor as evr
 from eventor.telemetry import OpenTelemetry, _nanoseconds
 
+pytestmark = pytest.mark.stores("sqlite")
+
 
 class Traced:
     """What an exporter was given; spans by their names, of which each is there once."""

@@ -13,7 +13,9 @@ import pytest
 
 import eventor as evr
 from eventor.storage import owner
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
+
+pytestmark = pytest.mark.stores("sqlite")
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [
@@ -204,7 +206,7 @@ def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, step_is_dea
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path):
+def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place):
     """One waits for the SIGTERM of the late one, which waits for the end of the one after that."""
     told = tmp_path / "told"
     ev = make(config={"max_concurrent": 2})
@@ -213,7 +215,7 @@ def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path):
 
     def obey(*_):
         told.touch()
-        wait_until(lambda: sql(tmp_path / "flow.db", query) == [("success",)])
+        wait_until(lambda: place.sql(query) == [("success",)])
         os._exit(0)
 
     def late():
@@ -253,7 +255,7 @@ PROGRAM = """
             time.sleep(600)
 
     told = pathlib.Path("told")
-    with evr.Eventor(store="flow.db", config={"logdir": "."}) as ev:
+    with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}) as ev:
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("s", step, config={"timeout": 1}))
         ev.trigger_event(go)
@@ -262,10 +264,10 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize("how", ["kill", "twice"])
-def test_a_late_step_does_not_outlive_its_owner_and_stays_active(start, tmp_path, how):
-    program = start(PROGRAM, str(Path(__file__).parent.parent))
+def test_a_late_step_does_not_outlive_its_owner_and_stays_active(start, tmp_path, how, place):
+    program = start(PROGRAM, str(Path(__file__).parent.parent), STORE=place.store)
     wait_until((tmp_path / "told").exists)
-    ((step,),) = sql(tmp_path / "flow.db", "SELECT pid FROM eventor_task")
+    ((step,),) = place.sql("SELECT pid FROM eventor_task")
     if how == "kill":
         program.kill()
     else:
@@ -275,7 +277,7 @@ def test_a_late_step_does_not_outlive_its_owner_and_stays_active(start, tmp_path
     program.wait(30)
     pids = [step, *map(int, (tmp_path / "pids").read_text().split())]
     wait_until(lambda: all(map(is_gone, pids)))
-    assert sql(tmp_path / "flow.db", "SELECT status FROM eventor_task") == [("active",)]
+    assert place.sql("SELECT status FROM eventor_task") == [("active",)]
 
 
 @pytest.mark.parametrize("given", [0, -1, True, "5", float("nan"), float("inf")])

@@ -14,22 +14,21 @@ from eventor.storage.backend import Access
 from eventor.storage.history import History
 from eventor.storage.location import locate
 from eventor.storage.store import Store
-from tests.conftest import sql
 
 
 @pytest.fixture
-def look(tmp_path):
+def look(place):
     """Look at stores, by default that of the Eventors that `make` made."""
     with contextlib.ExitStack() as stack:
 
-        def read(path=tmp_path / "flow.db"):
-            store = Store(locate(path), Access.read)
-            return History(stack.enter_context(contextlib.closing(store)))
+        def read(store=place.store):
+            found = Store(locate(store), Access.read)
+            return History(stack.enter_context(contextlib.closing(found)))
 
         yield read
 
 
-def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, tmp_path):
+def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, place):
     def fail():
         raise ValueError("red \x1b[31m\x07\n  and \u202e\x9b more")
 
@@ -39,7 +38,7 @@ def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, tmp_path)
     ev.trigger_event(begin, "odd\x1b]0;title\x07")
     ev()
     ev.close()
-    sql(tmp_path / "flow.db", "UPDATE eventor_task SET step = step || char(27)")
+    place.sql("UPDATE eventor_task SET step = step || '\x1b'")
     shown = io.StringIO()
     assert watch(look(), (1, 0), shown).status is evr.RunStatus.failed
     failed, ended = shown.getvalue().splitlines()
@@ -51,15 +50,26 @@ def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, tmp_path)
 
 
 @pytest.fixture
-def copied(make, tmp_path):
-    """Make a copy of the store of a run whose owner lives, as it is: with its log, or without."""
+def worked(make):
+    """Make a run that has worked, and whose owner lives."""
 
-    def copy(*, logged=True):
+    def work():
         ev = make()
         begin = ev.add_event("begin")
         ev.add_assoc(begin, ev.add_step("work", int))
         ev.trigger_event(begin)
         ev()
+        return ev
+
+    return work
+
+
+@pytest.fixture
+def copied(worked, tmp_path):
+    """Make a copy of the store of a run whose owner lives, as it is: with its log, or without."""
+
+    def copy(*, logged=True):
+        ev = worked()
         if not logged:
             ev.close()
         for part in tmp_path.glob("flow.db*"):
@@ -69,10 +79,22 @@ def copied(make, tmp_path):
     return copy
 
 
+GONE = [
+    f"DELETE FROM {table}"
+    for table in ("eventor_event", "eventor_task", "eventor_definition", "eventor_recovery")
+]
+
+
+def where(place):
+    """Return the name by which messages call a store."""
+    return str(locate(place.store))
+
+
 def files(path):
     return sorted(one.name for one in path.iterdir())
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("logged", [True, False])
 def test_a_store_that_is_deleted_while_it_is_looked_at_is_told(copied, look, tmp_path, logged):
     store = copied(logged=logged)
@@ -85,6 +107,7 @@ def test_a_store_that_is_deleted_while_it_is_looked_at_is_told(copied, look, tmp
     assert files(tmp_path) == before
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_that_is_replaced_while_it_is_looked_at_is_told(copied, look, make, tmp_path):
     history = look(store := copied())
     assert history.find() == (1, 0)
@@ -95,26 +118,28 @@ def test_a_store_that_is_replaced_while_it_is_looked_at_is_told(copied, look, ma
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statements", "told"),
     [
-        ("UPDATE eventor_run SET began_at = '2020-02-02 02:02:02.000000'", r"another run 1\.0"),
+        (["UPDATE eventor_run SET began_at = '2020-02-02 02:02:02.000000'"], r"another run 1\.0"),
         (
-            "UPDATE eventor_recovery SET began_at = '2020-02-02 02:02:02.000000'",
+            ["UPDATE eventor_recovery SET began_at = '2020-02-02 02:02:02.000000'"],
             r"another run 1\.0",
         ),
-        ("DELETE FROM eventor_recovery", "no recovery 0 of run 1 any more"),
-        ("DELETE FROM eventor_run", "no recovery 0 of run 1 any more"),
+        (GONE, "no recovery 0 of run 1 any more"),
+        ([*GONE, "DELETE FROM eventor_run"], "no recovery 0 of run 1 any more"),
     ],
 )
 def test_another_run_of_that_number_is_not_taken_for_the_same(
-    copied, look, monkeypatch, statement, told
+    worked, look, place, monkeypatch, statements, told
 ):
-    history = look(store := copied())
-    monkeypatch.setattr("eventor.cli.watch.time.sleep", lambda _seconds: sql(store, statement))
-    with pytest.raises(evr.StoreError, match=rf"the store .*copy\.db has {told}"):
+    worked()
+    history = look()
+    monkeypatch.setattr("eventor.cli.watch.time.sleep", lambda _seconds: place.sql(*statements))
+    with pytest.raises(evr.StoreError, match=rf"the store {re.escape(where(place))} has {told}"):
         watch(history, (1, 0), io.StringIO())
 
 
+@pytest.mark.stores("sqlite")
 def test_the_command_ends_when_the_store_is_gone(copied, monkeypatch, capsys, tmp_path):
     store = copied()
     monkeypatch.setattr("eventor.cli.watch.time.sleep", lambda _seconds: store.unlink())
@@ -163,23 +188,20 @@ def test_a_look_reads_what_has_changed_and_knows_the_same_as_the_first(make, loo
     assert len(read[-2]) < len(read[-1]) == recovery.tasks.all
 
 
-def test_what_runs_is_known_with_its_attempt_and_its_begin(copied, look):
-    store = copied()
-    history = look(store)
+def test_what_runs_is_known_with_its_attempt_and_its_begin(worked, look, place):
+    worked()
+    history = look()
     watched = Watched(history, (1, 0))
-    sql(store, "UPDATE eventor_task SET status = 'active', attempt = 2, ended_at = NULL")
+    place.sql("UPDATE eventor_task SET status = 'active', attempt = 2, ended_at = NULL")
     watched.look()
     (one,) = watched.progress.running
     assert (one.task, one.attempt) == ("work[1]", 2)
     assert [one.started_at for one in history.tasks(1, 0)] == [one.since]
-    sql(store, "UPDATE eventor_task SET status = 'ready'")
+    place.sql("UPDATE eventor_task SET status = 'ready'")
     watched.look()
     assert watched.progress.total == evr.TaskCounts(ready=1)
     assert watched.look()[1] == []
-    sql(
-        store,
-        "UPDATE eventor_task SET status = 'failure', error = 'E: ' || printf('%.*c', 2000, 'x')",
-    )
+    place.sql(f"UPDATE eventor_task SET status = 'failure', error = 'E: {'x' * 2000}'")
     _, (active, failed) = watched.look()
     assert (active.kind, failed.kind) == ("task_active", "task_failure")
     assert len(failed.error) == 1000

@@ -10,7 +10,6 @@ from eventor.storage.backend import Access
 from eventor.storage.history import History
 from eventor.storage.location import locate
 from eventor.storage.store import Store
-from tests.conftest import sql
 
 
 def names(told):
@@ -89,6 +88,7 @@ def test_a_delayed_association_tells_when_it_is_due(make):
     assert "is raised, due at 20" in str(delayed)
 
 
+@pytest.mark.stores("sqlite")
 def test_a_circle_is_told_once(make):
     ev = make()
     a, b = ev.add_event("a"), ev.add_event("b")
@@ -140,6 +140,7 @@ def test_a_long_chain_is_told_in_full(make):
     assert len(ev.why(events[-1]).chain) == 3000
 
 
+@pytest.mark.stores("sqlite")
 def test_what_is_not_defined_is_refused_with_what_is_meant(flow):
     ev = flow()
     with pytest.raises(evr.DefinitionError, match="no step or event 'frist'; did you mean 'first'"):
@@ -151,12 +152,12 @@ def test_what_is_not_defined_is_refused_with_what_is_meant(flow):
 
 
 @pytest.fixture
-def look(tmp_path):
+def look(place):
     """Look at the store of a test as another program does."""
     stores = []
 
-    def build(path=tmp_path / "flow.db"):
-        stores.append(Store(locate(path), Access.read))
+    def build(store=place.store):
+        stores.append(Store(locate(store), Access.read))
         return History(stores[-1])
 
     yield build
@@ -179,6 +180,7 @@ def files(path):
     return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
 
 
+@pytest.mark.stores("sqlite")
 def test_a_look_leaves_no_trace(flow, look, tmp_path):
     ev = flow()
     ev.trigger_event(ev._flow.events["begin"])
@@ -200,12 +202,14 @@ def test_a_store_is_seen_anew_at_each_look(make, look):
     ev.close()
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_that_is_made_read_only_can_be_looked_at(make, look, tmp_path):
     make().close()
     (tmp_path / "flow.db").chmod(0o444)
     assert len(look().runs()) == 1
 
 
+@pytest.mark.stores("sqlite")
 def test_a_log_that_a_crash_has_left_where_nothing_can_be_written_is_told(
     crashed, look, tmp_path, monkeypatch
 ):
@@ -222,12 +226,12 @@ def test_a_log_that_a_crash_has_left_where_nothing_can_be_written_is_told(
 @pytest.mark.parametrize(
     "damage", ["{}", "[1]", '{"events": [{"name": "a", "expr": [{"and": 2}]}]}']
 )
-def test_a_definition_that_eventor_has_not_written_is_told(flow, look, tmp_path, damage):
+def test_a_definition_that_eventor_has_not_written_is_told(flow, look, place, damage):
     ev = flow()
     ev.trigger_event(ev._flow.events["begin"])
     ev()
     ev.close()
-    sql(tmp_path / "flow.db", f"UPDATE eventor_definition SET definition = '{damage}'")
+    place.sql(f"UPDATE eventor_definition SET definition = '{damage}'")
     with pytest.raises(evr.StoreError, match="not one that eventor has written"):
         look().why((1, 0), "first", 1)
 
@@ -256,6 +260,7 @@ def test_a_run_is_told_by_how_it_has_ended(make, look):
     assert run(int, stopped=True, delay=9000) == ("unfinished", evr.TaskCounts())
 
 
+@pytest.mark.stores("sqlite")
 def test_a_run_whose_owner_has_died_has_crashed(crashed, look, tmp_path):
     (run,) = look(crashed).runs()
     (recovery,) = run.recoveries
@@ -265,6 +270,7 @@ def test_a_run_whose_owner_has_died_has_crashed(crashed, look, tmp_path):
     assert recovery.program == str(tmp_path / "program.py")
 
 
+@pytest.mark.stores("sqlite")
 def test_an_error_of_many_lines_is_told_by_its_first(make):
     ev = make(config={"stop_on_exception": False})
     go = ev.add_event("go")

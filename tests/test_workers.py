@@ -18,6 +18,8 @@ from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 from tests.test_steps import pipes
 
+pytestmark = pytest.mark.stores("sqlite")
+
 SPAWN = multiprocessing.get_context("spawn").Process
 
 

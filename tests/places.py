@@ -1,0 +1,89 @@
+"""Where a test has its store: a file of SQLite, or a schema of a PostgreSQL server."""
+
+import contextlib
+import sqlite3
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests import servers
+
+
+@dataclass(frozen=True)
+class File:
+    """A SQLite file, which is not there yet.
+
+    Attributes:
+        store: what is passed to an Eventor, to attach(), to commands and to scripts.
+    """
+
+    store: Path
+
+    def exists(self):
+        """Tell whether somebody has made a store there."""
+        return self.store.exists()
+
+    def blob(self, data):
+        """Return bytes as a statement has them."""
+        return f"x'{data.hex()}'"
+
+    def columns(self, table):
+        """Return the names of the columns of a table or a view."""
+        return [name for _, name, *_ in self.sql(f"PRAGMA table_info({table})")]
+
+    def sql(self, *statements):
+        """Run statements as another program would; return what the last one found."""
+        with contextlib.closing(sqlite3.connect(self.store, timeout=30)) as connection, connection:
+            return [connection.execute(statement).fetchall() for statement in statements][-1]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A schema of a PostgreSQL server, which is not there yet.
+
+    Attributes:
+        store: what is passed to an Eventor, to attach(), to commands and to scripts.
+    """
+
+    server: str
+    name: str
+
+    @property
+    def store(self):
+        return f"{self.server}{'&' if '?' in self.server else '?'}schema={self.name}"
+
+    def exists(self):
+        """Tell whether somebody has made a store there."""
+        return self.sql("SELECT to_regclass('eventor_schema') IS NOT NULL") == [(True,)]
+
+    def blob(self, data):
+        """Return bytes as a statement has them."""
+        return f"'\\x{data.hex()}'::bytea"
+
+    def columns(self, table):
+        """Return the names of the columns of a table or a view."""
+        return [
+            name
+            for (name,) in self.sql(
+                "SELECT column_name FROM information_schema.columns "
+                f"WHERE table_schema = '{self.name}' AND table_name = '{table}' "
+                "ORDER BY ordinal_position"
+            )
+        ]
+
+    def sql(self, *statements):
+        """Run statements as another program would; return what the last one found."""
+        with servers.connect(self.server, self.name) as connection:
+            done = [connection.execute(statement) for statement in statements][-1]
+            return done.fetchall() if done.description else []
+
+
+@contextlib.contextmanager
+def schema(server):
+    """Give a place in a server; what was made there is dropped at the end."""
+    place = Schema(server, f"test_{uuid.uuid4().hex}")
+    try:
+        yield place
+    finally:
+        # Whoever still held a lock on its tables would be a program that was left behind.
+        place.sql("SET lock_timeout = '30s'", f"DROP SCHEMA IF EXISTS {place.name} CASCADE")
