@@ -19,9 +19,16 @@ class File:
 
     store: Path
 
+    errors = sqlite3.Error
+
     def exists(self):
         """Tell whether somebody has made a store there."""
         return self.store.exists()
+
+    def clear(self):
+        """Remove the store, and what was beside it."""
+        for path in self.store.parent.glob(f"{self.store.name}*"):
+            path.unlink()
 
     def blob(self, data):
         """Return bytes as a statement has them."""
@@ -51,6 +58,15 @@ class Schema:
     @property
     def store(self):
         return f"{self.server}{'&' if '?' in self.server else '?'}schema={self.name}"
+
+    @property
+    def errors(self):
+        return servers.driver().Error
+
+    def clear(self):
+        """Remove the store."""
+        # Whoever still held a lock on its tables would be a program that was left behind.
+        self.sql("SET lock_timeout = '30s'", f"DROP SCHEMA IF EXISTS {self.name} CASCADE")
 
     def exists(self):
         """Tell whether somebody has made a store there."""
@@ -85,5 +101,4 @@ def schema(server):
     try:
         yield place
     finally:
-        # Whoever still held a lock on its tables would be a program that was left behind.
-        place.sql("SET lock_timeout = '30s'", f"DROP SCHEMA IF EXISTS {place.name} CASCADE")
+        place.clear()
