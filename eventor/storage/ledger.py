@@ -432,7 +432,7 @@ class Ledger:
             )
 
         try:
-            self._store.write("release the run", work)
+            self._store.write("release the run", work, self._lease.try_until)
         finally:
             owner.disclaim(self._claim)
 
