@@ -137,6 +137,9 @@ def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
 
     def work(connection: Connection) -> Ledger:
         run_id, now = _hold_latest(connection, store, name, beginning.now)
+        if run_id is None:  # of programs that find none at the same time, one begins it
+            connection.execute(select(schema.schema.c.version).with_for_update())
+            run_id, now = _hold_latest(connection, store, name, beginning.now)
         if run_id is None:
             return _begin(connection, store, claim, name, beginning)
         parents = _parents(connection, run_id)
