@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -74,6 +74,13 @@ class Backend(Protocol):
 
     def clock(self, connection: Connection, now: datetime) -> datetime:
         """Return the time by which leases are counted: the database's, or `now` if it has none."""
+
+    def prove(self, query: Callable[[], Select[Any]]) -> None:
+        """Take note of what tells later whether this transaction was committed, if need be.
+
+        Args:
+            query: makes a query that finds a row if it was, and none if it was not.
+        """
 
     def listed(self, numbers: Iterable[int]) -> Select[tuple[int]]:
         """Return a query for the numbers; there may be more than a statement can name."""

@@ -121,6 +121,7 @@ def begin_recovery(store: Store, name: str, based_on: int | None, beginning: Beg
         keeper = _refuse_owned(connection, run_id, now, "recovered")
         lineage = tuple(_lineage(parents, base))
         _insert_recovery(connection, run_id, latest + 1, base, claim, beginning, now, keeper)
+        store.backend.prove(lambda: _claim_of(claim))
         return Ledger(store, claim, beginning, run_id, latest + 1, lineage, keeper)
 
     with _claimed() as claim:
@@ -149,6 +150,7 @@ def continue_run(store: Store, name: str, beginning: Beginning) -> Ledger:
             update(schema.recovery).where(columns.run_id == run_id, columns.recovery == latest),
             _owned(claim, beginning, now),
         )
+        store.backend.prove(lambda: _claim_of(claim))
         _forget_stops(connection, run_id, latest, beginning.now)
         lineage = tuple(_lineage(parents, latest))
         return Ledger(store, claim, beginning, run_id, latest, lineage, keeper, continues=True)
@@ -433,6 +435,11 @@ class Ledger:
                 update(schema.recovery).where(*self._mine(schema.recovery), mine),
                 {**dict.fromkeys(columns), "ended_at": now},
             )
+            self._store.backend.prove(
+                lambda: select(schema.recovery.c.recovery).where(
+                    *self._mine(schema.recovery), mine.is_not(True)
+                )
+            )
 
         try:
             self._store.write("release the run", work, self._lease.try_until)
@@ -499,6 +506,12 @@ class Ledger:
         texts = texts_of(connection.dialect)
         row = {**self._of_here, **self._keeper, "new_heartbeat_at": texts.time(clock)}
         if connection.exec_driver_sql(texts.renew, row).rowcount:
+            columns = schema.recovery.c
+            self._store.backend.prove(
+                lambda: select(columns.recovery).where(
+                    *self._mine(schema.recovery), columns.heartbeat_at == clock
+                )
+            )
             return
         latest = connection.execute(latest_recovery(self.run_id)).one_or_none()
         here = f"recovery {self.recovery} of run {self.run_id} in {self._store.location}"
@@ -523,6 +536,7 @@ def _begin(
     run_id = insert_row(connection, schema.run, {"name": name, "began_at": beginning.now})
     now = store.backend.clock(connection, beginning.now)
     _insert_recovery(connection, run_id, 0, None, claim, beginning, now)
+    store.backend.prove(lambda: _claim_of(claim))
     return Ledger(store, claim, beginning, run_id, 0, ())
 
 
@@ -540,6 +554,16 @@ def _hold_latest(
         if run_id == found:
             return run_id, clock
     return None, now
+
+
+def _claim_of(claim: Owner) -> Select[Any]:
+    """Return the query for what an owner owns."""
+    columns = schema.recovery.c
+    return select(columns.recovery).where(
+        columns.owner_host == claim.host,
+        columns.owner_pid == claim.pid,
+        columns.owner_began == claim.began,
+    )
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 A transaction that writes to a run locks the row of that run first. So those of one run come one
 after the other, as in SQLite, and each sees what the one before it has left; those of others go on
 at the same time. Whether a transaction has been committed whose connection was lost in the middle
-of that is asked of the database (postgresql.org, pg_xact_status).
+of that is asked of the database (postgresql.org, pg_xact_status). It is known there by its number,
+which a server that has crashed meanwhile may give to another: so what it has written is looked for
+too.
 """
 
 from __future__ import annotations
@@ -52,6 +54,9 @@ _IDLE = {True: "60s", False: "1h"}
 """After what a transaction is undone of a program that is dead, or cannot be reached: soon of one
 that writes, and may have locked a run."""
 
+_IN_THE_FUTURE = "22023"
+"""What is said of a transaction's number that was never given, as it was forgotten in a crash."""
+
 _READ_ONLY_SERVER = "25006"
 """What a server says that has become a replica (postgresql.org, Error Codes)."""
 
@@ -90,6 +95,7 @@ class PostgreSQLBackend:
         self._connection: Connection | None = None
         self._patience = _OPEN_SECONDS
         self._number: str | None = None
+        self._proof: Callable[[], Select[Any]] | None = None
 
     def open(self) -> None:
         """Make sure that the schema has the tables of this version; a lost connection is lost."""
@@ -128,6 +134,10 @@ class PostgreSQLBackend:
         now: datetime = connection.exec_driver_sql(_NOW).scalar_one()
         return now
 
+    def prove(self, query: Callable[[], Select[Any]]) -> None:
+        """Take note of what tells whether this transaction was committed."""
+        self._proof = query
+
     def listed(self, numbers: Iterable[int]) -> Select[tuple[int]]:
         """Return a query for the numbers."""
         return select(func.unnest(literal(list(numbers), ARRAY(BigInteger))))
@@ -156,7 +166,7 @@ class PostgreSQLBackend:
         self.engine.dispose()
 
     def _write(self, work: Callable[[Connection], T], until: float) -> T:
-        self._number = None
+        self._number = self._proof = None
         with self._connected(until) as connection:
             found = work(connection)
             number = self._number or connection.exec_driver_sql(_NUMBER).scalar_one()
@@ -181,19 +191,30 @@ class PostgreSQLBackend:
 
     def _has_committed(self, number: str, until: float) -> bool:
         """Tell what has become of a transaction of which the end was not heard."""
-        given = {"number": number}
         while True:
-            status = self.read(
-                lambda connection: connection.exec_driver_sql(_STATUS, given).scalar_one(), until
-            )
+            status = self.read(functools.partial(self._status, number), until)
             if status != "in progress":
-                return bool(status == "committed")
+                return status == "committed"
             if lease.clock() > until:
                 raise StoreError(
                     f"the store {self._location} does not tell whether what it was given last is "
                     "recorded: the connection was lost, and that transaction has not ended yet"
                 )
             time.sleep(_FIRST_PAUSE)
+
+    def _status(self, number: str, connection: Connection) -> str | None:
+        try:
+            status: str | None = connection.exec_driver_sql(
+                _STATUS, {"number": number}
+            ).scalar_one()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _IN_THE_FUTURE:
+                raise
+            connection.rollback()
+            return None
+        if status == "committed" and self._proof is not None:
+            return status if connection.execute(self._proof()).first() else None
+        return status
 
     @contextmanager
     def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:

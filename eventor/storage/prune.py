@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete, exists, literal, select
 
 from eventor.errors import ConfigError
 from eventor.storage import schema
@@ -97,7 +97,10 @@ def prune(
     def work(connection: Connection) -> list[Run]:
         unchanged = [run for run in chosen if _is_unchanged(connection, store.backend, run)]
         if unchanged:
-            _delete(connection, store.backend, [run.run_id for run in unchanged])
+            gone = [run.run_id for run in unchanged]
+            _delete(connection, store.backend, gone)
+            left = exists().where(schema.run.c.run_id.in_(gone))
+            store.backend.prove(lambda: select(literal(1)).where(~left))
         return unchanged
 
     return store.write("delete runs", work)

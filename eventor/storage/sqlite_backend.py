@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -114,6 +114,9 @@ class SQLiteBackend:
     def clock(self, _connection: Connection, now: datetime) -> datetime:
         """Return `now`: SQLite has the clock of the program."""
         return now
+
+    def prove(self, _query: Callable[[], Select[Any]]) -> None:
+        """Do nothing: SQLite tells whether a transaction was committed."""
 
     def listed(self, numbers: Iterable[int]) -> Select[tuple[int]]:
         """Return a query for the numbers."""

@@ -212,7 +212,7 @@ class Store:
             clock = self.backend.hold(connection, run_id, now)
             latest = connection.execute(latest_recovery(run_id)).one()
             asked = {"event": event, **typed(sequence)}
-            _insert_request(connection, latest, RequestKind.trigger, asked, by, now)
+            self._insert_request(connection, latest, RequestKind.trigger, asked, by, now)
             return is_held(latest, clock)
 
         return self.write("record a trigger", work)
@@ -225,10 +225,36 @@ class Store:
             latest = connection.execute(latest_recovery(run_id)).one()
             held = is_held(latest, clock)
             if held:
-                _insert_request(connection, latest, RequestKind.stop, {}, by, now)
+                self._insert_request(connection, latest, RequestKind.stop, {}, by, now)
             return held
 
         return self.write("record a request to stop", work)
+
+    def _insert_request(
+        self,
+        connection: Connection,
+        latest: Row,
+        kind: RequestKind,
+        asked: Mapping[str, str],
+        by: Owner,
+        now: datetime,
+    ) -> None:
+        row = {
+            "run_id": latest.run_id,
+            "recovery": latest.recovery,
+            "kind": kind.value,
+            **asked,
+            "made_at": now,
+            "made_by_host": by.host,
+            "made_by_pid": by.pid,
+        }
+        connection.execute(insert(schema.request), row)
+        columns = schema.request.c
+        self.backend.prove(
+            lambda: select(columns.request_id).where(
+                *(columns[name] == value for name, value in row.items())
+            )
+        )
 
     def write(self, what: str, work: Callable[[Connection], T], until: float | None = None) -> T:
         """Do work in a transaction that is committed at its end, or undone.
@@ -336,26 +362,6 @@ def _backend(location: Location, access: Access) -> Backend:
 
 def _patient(until: float | None) -> float:
     return lease.clock() + _PATIENCE_SECONDS if until is None else until
-
-
-def _insert_request(
-    connection: Connection,
-    latest: Row,
-    kind: RequestKind,
-    asked: Mapping[str, str],
-    by: Owner,
-    now: datetime,
-) -> None:
-    row = {
-        "run_id": latest.run_id,
-        "recovery": latest.recovery,
-        "kind": kind.value,
-        **asked,
-        "made_at": now,
-        "made_by_host": by.host,
-        "made_by_pid": by.pid,
-    }
-    connection.execute(insert(schema.request), row)
 
 
 def is_held(latest: Row, now: datetime) -> bool:
