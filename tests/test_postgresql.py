@@ -1,0 +1,464 @@
+"""Stores in PostgreSQL: a server that is killed, connections that are lost, owners elsewhere.
+
+What PostgreSQL has in common with SQLite is tested where that is; the fixture `place` is both.
+"""
+
+import itertools
+import re
+import signal
+import threading
+
+import pytest
+from psycopg import sql
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+import eventor as evr
+from eventor.cli import commands as cli
+from tests import places, servers
+from tests.conftest import wait_until
+
+pytestmark = pytest.mark.stores("postgresql")
+
+LANES, LENGTH = 2, 20
+STEPS = {f"s{lane}.{number}" for lane in range(LANES) for number in range(LENGTH)}
+
+PROGRAM = f"""
+import os, sys, time
+import eventor as evr
+from eventor.storage import owner
+
+mode, lease, host = sys.argv[1:]
+if host:
+    owner._place = lambda: host
+
+def step(name):
+    with open("log", "a") as file:
+        file.write(f"{{name}}\\n")
+    time.sleep(0.01)
+
+def hold(name):
+    step(name)
+    while not os.path.exists("go on"):
+        time.sleep(0.005)
+
+config = {{"logdir": ".", "lease_seconds": float(lease), "max_concurrent": {LANES}}}
+with evr.Eventor("lanes", os.environ["STORE"], mode, config=config) as ev:
+    go = ev.add_event("go")
+    for lane in range({LANES}):
+        before = go
+        for number in range({LENGTH}):
+            held = "HOLD" in os.environ and (lane, number) == (0, 5)
+            name = f"s{{lane}}.{{number}}"
+            now = ev.add_step(name, hold if held else step, (name,))
+            ev.add_assoc(before, now)
+            before = now.success
+    ev.trigger_event(go, 1)
+    sys.exit(not ev())
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_server():
+    # Its log reaches the disk with a commit, and by itself as late as can be: what a kill leaves
+    # of a transaction that was not committed is nothing.
+    with servers.server(wal_writer_delay="10s") as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server):
+    """Return a server that a test may kill."""
+    if shared_server.process.poll() is not None:
+        shared_server.start()
+    return shared_server
+
+
+@pytest.fixture
+def place(server):
+    """Return a place in the server that a test may kill."""
+    with places.schema(server.url()) as place:
+        yield place
+        if server.process.poll() is not None:
+            server.start()
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return which steps have begun, in that order."""
+    log = tmp_path / "log"
+    return lambda: log.read_text().split() if log.exists() else []
+
+
+@pytest.fixture
+def run(start):
+    """Start the program above."""
+
+    def program(place, mode="restart", *, lease=30, host="", **environment):
+        return start(PROGRAM, mode, str(lease), host, STORE=place.store, **environment)
+
+    return program
+
+
+def ended(process):
+    """Return how a program has ended, and what it has said."""
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def history(place):
+    """Return all that a store tells of a run."""
+    tables = ("eventor_run", "eventor_event", "eventor_task", "eventor_definition")
+    return [
+        *(place.sql(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables),
+        # An owner that was replaced may say of its own recovery that it has ended.
+        place.sql("SELECT * FROM eventor_recovery WHERE recovery > 0"),
+    ]
+
+
+def check_whole(place, recovery=0):
+    """Make sure that each task and event of a recovery that went on to the end is place, once."""
+    where = f"FROM eventor_task WHERE recovery = {recovery}"
+    tasks = place.sql(f"SELECT step, status {where}")
+    assert sorted(tasks) == sorted((step, "success") for step in STEPS)
+    events = place.sql(f"SELECT event FROM eventor_event WHERE recovery = {recovery}")
+    assert sorted(events) == [("go",), *sorted((f"{step}.success",) for step in STEPS)]
+
+
+def test_a_server_that_is_killed_in_the_middle_of_a_run_loses_nothing(server, place, run, begun):
+    program = run(place)
+    for number in (3, 10, 18, 30):
+        wait_until(lambda number=number: len(begun()) >= number)
+        server.kill()
+        server.start()
+    assert ended(program)[0] == 0
+    assert sorted(begun()) == sorted(STEPS)
+    check_whole(place)
+    assert {attempt for (attempt,) in place.sql("SELECT attempt FROM eventor_task")} == {1}
+    assert place.sql("SELECT count(*) FROM eventor_recovery") == [(1,)]
+
+
+def test_an_owner_whose_server_is_away_for_longer_than_its_lease_ends(server, place, run, begun):
+    program = run(place, lease=3)
+    wait_until(lambda: len(begun()) >= 5)
+    server.kill()
+    then = begun()
+    code, said = ended(program)
+    assert code == 1
+    assert re.search(r"StoreError: the store .* cannot record what happened: ", said)
+    assert len(begun()) <= len(then) + LANES  # those that were recorded as active
+    before = begun()
+    server.start()
+    recorded = {step for (step,) in place.sql("SELECT step FROM eventor_task")}
+    assert recorded >= set(before)
+    well = place.sql("SELECT step FROM eventor_task WHERE status = 'success'")
+    assert ended(run(place, "recover"))[0] == 0
+    again = begun()[len(before) :]
+    assert sorted(again) == sorted(STEPS - {step for (step,) in well})
+    check_whole(place, 1)
+
+
+def test_an_owner_whose_server_does_not_answer_for_longer_than_its_lease_ends(
+    server, place, run, begun
+):
+    program = run(place, lease=3)
+    wait_until(lambda: len(begun()) >= 5)
+    server.send(signal.SIGSTOP)
+    try:
+        code, said = ended(program)
+    finally:
+        server.send(signal.SIGCONT)
+    assert code == 1
+    assert "StoreError" in said
+    before = begun()
+    assert len(before) < len(STEPS)
+    assert ended(run(place, "recover"))[0] == 0
+    assert set(begun()) == STEPS
+    check_whole(place, 1)
+
+
+def test_an_owner_that_was_stopped_and_replaced_writes_and_launches_nothing(
+    place, run, begun, tmp_path
+):
+    program = run(place, lease=4, HOLD="1")
+    wait_until(lambda: "s0.5" in begun() and f"s1.{LENGTH - 1}" in begun())
+    count = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
+    wait_until(lambda: place.sql(count) == [(LENGTH + 5,)])
+    program.send_signal(signal.SIGSTOP)
+    before = begun()
+    late = "SELECT heartbeat_at < clock_timestamp() - interval '4s' FROM eventor_recovery"
+    wait_until(lambda: place.sql(late) == [(True,)])
+    new = run(place, "recover", host="elsewhere", HOLD="1")
+    wait_until(lambda: begun().count("s0.5") == 2)
+    (tmp_path / "go on").touch()
+    assert ended(new)[0] == 0
+    kept, done = history(place), begun()
+    program.send_signal(signal.SIGCONT)
+    code, said = ended(program)
+    assert code == 1
+    assert "OwnershipError: recovery 0 of run 1" in said
+    assert "was taken over by recovery 1" in said
+    assert history(place) == kept
+    assert begun() == done
+    assert sorted(done[len(before) :]) == sorted(f"s0.{number}" for number in range(5, LENGTH))
+    check_whole(place, 1)
+
+
+def test_of_programs_that_continue_a_run_that_is_not_there_yet_one_has_it(
+    place, run, begun, tmp_path
+):
+    programs = [run(place, "continue", HOLD="1") for _ in range(4)]
+    wait_until(lambda: sum(program.poll() is not None for program in programs) == 3)
+    (tmp_path / "go on").touch()
+    codes = [ended(program) for program in programs]
+    assert sorted(code for code, _ in codes) == [0, 1, 1, 1]
+    assert all("OwnershipError" in said for code, said in codes if code)
+    assert sorted(begun()) == sorted(STEPS)
+    assert place.sql("SELECT count(*) FROM eventor_run") == [(1,)]
+
+
+def test_programs_share_a_schema_and_each_has_its_own_run(place, start, tmp_path):
+    code = PROGRAM.replace('"lanes"', 'os.environ["NAME"]').replace('"log"', 'os.environ["NAME"]')
+    names = ["a", "b", "c"]
+    programs = [start(code, "restart", "30", "", STORE=place.store, NAME=name) for name in names]
+    assert [ended(program)[0] for program in programs] == [0, 0, 0]
+    for name in names:
+        assert sorted((tmp_path / name).read_text().split()) == sorted(STEPS)
+        whole = f"SELECT count(*) FROM eventor_v_task WHERE run = '{name}' AND status = 'success'"
+        assert place.sql(whole) == [(len(STEPS),)]
+
+
+@pytest.fixture
+def proxy(server):
+    """Return a proxy to the server."""
+    proxy = servers.Proxy(server.directory / "proxy")
+    yield proxy
+    proxy.close()
+    (proxy.directory / servers.SOCKET).unlink()
+    proxy.directory.rmdir()
+
+
+def opened(by):
+    """Return what is opened; None if the connection was lost before that."""
+    try:
+        return by()
+    except evr.StoreError as error:
+        if "cannot be opened" not in str(error):
+            raise
+        return None
+
+
+def live(make, store, number, ran):
+    """Run a flow, and attach to it meanwhile; tell whether its store could be opened."""
+    config = {"task_construct": threading.Thread, "stop_on_exception": False}
+    ev = opened(lambda: make(store=store, name=number, config=config, logging_level=100))
+    if ev is None:
+        return False
+
+    def ask():
+        ran.append("ask")
+        while (run := opened(lambda: evr.attach(store, number))) is None:
+            pass
+        with run:
+            assert run.trigger("asked", 1) is True
+
+    def note(name):
+        ran.append(name)
+        return name * 5
+
+    go, asked = ev.add_event("go"), ev.add_event("asked")
+    first = ev.add_step("first", note, ("first",))
+    ev.add_assoc(go, first, ev.add_step("ask", ask))
+    ev.add_assoc(first.success, ev.add_step("next", note, (first.result,)))
+    ev.add_assoc(asked, ev.add_step("last", note, ("last",)))
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    ev.close()
+    return True
+
+
+def check_cut(place, number, ran):
+    """Make sure that nothing was lost, and nothing is there twice."""
+    assert sorted(ran) == ["ask", "first", "first" * 5, "last"]
+    run = f"FROM eventor_run WHERE name = '{number}'"
+    of_run = f"WHERE run_id IN (SELECT run_id {run})"
+    assert place.sql(f"SELECT count(*) {run}") == [(1,)]
+    assert place.sql(f"SELECT count(*), count(owner_pid) FROM eventor_recovery {of_run}") == [
+        (1, 0)
+    ]
+    tasks = place.sql(f"SELECT step, status, attempt FROM eventor_task {of_run}")
+    assert sorted(tasks) == [(step, "success", 1) for step in ("ask", "first", "last", "next")]
+    events = place.sql(f"SELECT event FROM eventor_event {of_run}")
+    assert sorted(events) == [("asked",), ("first.success",), ("go",)]
+    assert place.sql(f"SELECT answer FROM eventor_request {of_run}") == [("raised",)]
+
+
+def sweep(make, place, proxy, how, first, step):
+    """Cut a connection at each so many-th of its sends, until a life has not so many."""
+    make().close()
+    through = places.Schema(place.server.replace(*hosts(proxy)), place.name)
+    points, proxy.was_cut = first, True
+    while proxy.was_cut:
+        proxy.cut(how, points)
+        ran = []
+        number = f"{how} {points}"
+        if live(make, through.store, number, ran):
+            check_cut(place, number, ran)
+        else:
+            assert place.sql(f"SELECT * FROM eventor_run WHERE name = '{number}'") == []
+        points += step
+    return points
+
+
+@pytest.fixture
+def step(request):
+    """Return how many points are left out between two; `--proofs 9` leaves out none."""
+    return max(1, 9 // request.config.getoption("--proofs"))
+
+
+def hosts(proxy):
+    server = servers.quote(str(proxy.directory.parent), safe="")
+    return server, servers.quote(str(proxy.directory), safe="")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("how", "first"), [("not", 0), ("half", 3), ("whole", 6)])
+def test_a_connection_that_is_lost_loses_and_doubles_nothing(make, place, proxy, how, first, step):
+    assert sweep(make, place, proxy, how, first, step) > 50
+
+
+SECRET = "it is a s@cret"
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_server):
+    """Return the name of a user who has to give the password, and may make nothing."""
+    with servers.connect(shared_server.url()) as connection:
+        connection.execute(f"CREATE ROLE guarded LOGIN PASSWORD '{SECRET}'")
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM public")
+    return "guarded"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"password": "a wr@ng one"}, "password authentication failed for user"),
+        ({}, "no password supplied"),
+        ({"password": SECRET, "database": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"password": SECRET}, "permission denied for schema public"),
+        ({"password": SECRET, "schema": "new"}, "permission denied for database"),
+        ({"password": SECRET, "host": "/nowhere"}, "No such file or directory"),
+    ],
+)
+def test_a_server_that_refuses_is_told_of_and_no_password(server, guarded, capsys, words, told):
+    store = server.url(user=guarded, **words)
+    with pytest.raises(evr.StoreError, match=rf"cannot be opened: .*{told}") as caught:
+        evr.Eventor(store=store)
+    assert cli.run(["runs", store]) == 2
+    said = f"{caught.value} {caught.value.__cause__!r} {capsys.readouterr()}"
+    for secret in (SECRET, "a wr@ng one", servers.quote(SECRET, safe=""), "wr%40ng"):
+        assert secret not in said
+
+
+def test_a_schema_may_have_any_name_and_is_named_in_the_config_or_the_url(make, server):
+    name = "a \"b\" 'c'; DROP -- ü%"
+    ev = make(store=server.url(), config={"schema": name})
+    try:
+        go = ev.add_event("go")
+        ev.add_assoc(go, ev.add_step("s", int))
+        ev.trigger_event(go, 1)
+        assert ev() is True
+        with evr.attach(server.url(schema=name)) as run:
+            assert [str(task.status) for task in run.tasks()] == ["success"]
+        assert str(ev._store.location) in repr(ev)
+    finally:
+        ev.close()
+        with servers.connect(server.url()) as connection:
+            quoted = sql.Identifier(name)
+            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(quoted))
+
+
+def test_without_a_schema_the_search_path_of_the_server_decides(make, place):
+    place.sql(f"CREATE SCHEMA {place.name}")
+    options = servers.quote(f"-c search_path={place.name}", safe="")
+    make(store=f"{place.server}&options={options}").close()
+    assert place.sql("SELECT count(*) FROM eventor_run") == [(1,)]
+
+
+@pytest.mark.parametrize("mode", evr.RunMode)
+def test_a_store_of_another_schema_version_is_left_as_it_is(make, place, mode):
+    make().close()
+    place.sql("UPDATE eventor_schema SET version = 99")
+    with pytest.raises(evr.StoreError, match="has schema version 99, and this"):
+        make(run_mode=mode)
+    with pytest.raises(evr.StoreError, match="has schema version 99, and this"):
+        evr.attach(place.store)
+    assert place.sql("SELECT count(*) FROM eventor_run") == [(1,)]
+
+
+@pytest.mark.parametrize("mode", ["recover", "attach"])
+def test_where_there_is_nothing_none_is_made(place, mode):
+    with pytest.raises(evr.RecoveryError, match=rf"nothing to {mode}.* is empty"):
+        evr.attach(place.store) if mode == "attach" else evr.Eventor("", place.store, mode)
+    assert place.sql(f"SELECT * FROM pg_namespace WHERE nspname = '{place.name}'") == []
+
+
+def test_programs_that_make_a_store_at_the_same_time_make_one(place, start):
+    code = """
+        import os
+        import eventor as evr
+        with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}):
+            pass
+    """
+    programs = [start(code, STORE=place.store) for _ in range(6)]
+    assert [ended(program)[0] for program in programs] == [0] * 6
+    assert place.sql("SELECT version FROM eventor_schema") == [(5,)]
+    runs = "SELECT run_id FROM eventor_run ORDER BY run_id"
+    assert place.sql(runs) == [(n,) for n in range(1, 7)]
+
+
+def test_without_psycopg_it_is_said_what_to_install(script):
+    ran = script("""
+        import sys
+        sys.modules["psycopg"] = None
+        import eventor as evr
+        try:
+            evr.Eventor(store="postgresql://me:secret@host/database")
+        except evr.StoreError as error:
+            print(error)
+    """)
+    assert "needs psycopg: pip install 'eventor[postgresql]'" in ran.stdout
+    assert "me:***@host" in ran.stdout
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_the_number_of_a_transaction_that_a_crash_has_undone_may_be_given_again(
+    make, server, place, others, step
+):
+    """A crash comes before some of the commits of a flow; then others take the numbers."""
+    make().close()
+    left = 0
+
+    def crash(_connection):
+        nonlocal left
+        left -= 1
+        if left != 0:
+            return
+        server.kill()
+        server.start()
+        with servers.connect(server.url()) as connection:
+            connection.autocommit = True
+            for _ in range(others):
+                connection.execute("SELECT pg_current_xact_id()")
+
+    event.listen(Engine, "commit", crash)
+    try:
+        for point in itertools.count(1 + bool(others), max(1, step // 3)):
+            left, ran, name = point, [], f"crash {point}"
+            if live(make, place.store, name, ran):
+                check_cut(place, name, ran)
+            if left > 0:
+                break
+    finally:
+        event.remove(Engine, "commit", crash)
+    assert point > 10
