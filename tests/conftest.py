@@ -41,6 +41,23 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("place", both if len(kinds) > 1 else kinds, indirect=True)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out on PostgreSQL the parameters of a test that are marked for SQLite alone."""
+    out = [
+        item
+        for item in items
+        if item.get_closest_marker("postgresql")
+        and item.get_closest_marker("stores", pytest.mark.stores()).args == ("sqlite",)
+    ]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in set(out)]
+
+
+def on_sqlite(*values):
+    """Return parameters of a test that are not for PostgreSQL too."""
+    return [pytest.param(value, marks=pytest.mark.stores("sqlite")) for value in values]
+
+
 @pytest.fixture(scope="session")
 def postgresql():
     """Return the URL of a PostgreSQL server that the tests share, in schemas of their own."""

@@ -16,7 +16,7 @@ import eventor as evr
 from eventor.requests import Requests
 from eventor.storage import owner
 from eventor.storage.location import locate
-from tests.conftest import statuses, wait_until
+from tests.conftest import on_sqlite, statuses, wait_until
 from tests.test_store import UNDO
 
 FORK = multiprocessing.get_context("fork")
@@ -73,7 +73,7 @@ def flow(ev, func=int):
     return go
 
 
-@pytest.mark.parametrize("kind", ["fork", "spawn", "thread", "warm"])
+@pytest.mark.parametrize("kind", ["fork", *on_sqlite("spawn", "thread", "warm")])
 def test_a_live_run_takes_up_triggers_while_steps_run_and_while_it_waits(program, tmp_path, kind):
     process, run = program(kind=kind)
     assert run.trigger("slow", 1) is True
@@ -137,7 +137,7 @@ def test_many_programs_trigger_at_the_same_time_and_each_trigger_is_raised_once(
     assert place.sql(query) == [("raised", different), ("raised before", different)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *on_sqlite(signal.SIGTERM)])
 def test_a_signal_ends_the_wait_for_triggers_at_once(program, number):
     process, run = program()
     run.trigger("quick", 1)

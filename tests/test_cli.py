@@ -24,7 +24,7 @@ from eventor.cli import commands as cli
 from eventor.cli import show
 from eventor.cli.named import sequences_of, split
 from eventor.storage.history import History
-from tests.conftest import sql, wait_until
+from tests.conftest import on_sqlite, sql, wait_until
 
 pytestmark = pytest.mark.stores("sqlite")
 
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     mode, name, linger = sys.argv[1:]
     config = {"logdir": ".", "linger": float(linger), "sleep_between_loops": 0.05,
               "max_tasks_per_child": None}
-    with evr.Eventor("daily", "flow.db", mode, config=config) as ev:
+    with evr.Eventor("daily", os.environ["STORE"], mode, config=config) as ev:
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("work", work, args=(name,)))
         if mode == "restart":
@@ -59,7 +59,7 @@ def run(capsys, tmp_path, monkeypatch):
 
     def command(*arguments):
         capsys.readouterr()
-        code = cli.run(arguments)
+        code = cli.run([str(argument) for argument in arguments])
         printed, said = capsys.readouterr()
         return code, printed, said
 
@@ -131,64 +131,67 @@ def simple(make):
     return build
 
 
-def test_a_live_run_is_shown_triggered_and_stopped_from_a_shell(start, run, data, tmp_path):
-    process = start(PROGRAM, "restart", "well", "600")
-    wait_until(lambda: run("show", "flow.db")[0] == 0)
+@pytest.mark.stores("sqlite", "postgresql")
+def test_a_live_run_is_shown_triggered_and_stopped_from_a_shell(start, run, data, tmp_path, place):
+    process = start(PROGRAM, "restart", "well", "600", STORE=place.store)
+    wait_until(lambda: run("show", place.store)[0] == 0)
 
     def done():
-        return data("show", "flow.db")["counts"]["success"]
+        return data("show", place.store)["counts"]["success"]
 
     wait_until(lambda: done() == 1)
-    told = data("show", "flow.db")
+    told = data("show", place.store)
     assert (told["status"], told["owner"], told["owner_pid"]) == ("running", "live", process.pid)
-    assert f" {process.pid}@{told['owner_host']}" in run("runs", "flow.db")[1]
-    asked = shell(tmp_path, "trigger", "flow.db", "go[2]")
+    assert f" {process.pid}@{told['owner_host']}" in run("runs", place.store)[1]
+    asked = shell(tmp_path, "trigger", place.store, "go[2]")
     assert (asked.returncode, asked.stderr) == (0, "")
     assert asked.stdout == "run 1 of daily is asked to raise go[2]\n"
     wait_until(lambda: done() == 2)
-    checked = shell(tmp_path, "show", "flow.db", "--check")
+    checked = shell(tmp_path, "show", place.store, "--check")
     assert (checked.returncode, checked.stderr) == (0, "")
-    stopped = shell(tmp_path, "stop", "flow.db", "--name", "daily")
+    stopped = shell(tmp_path, "stop", place.store, "--name", "daily")
     assert (stopped.returncode, stopped.stdout) == (0, "run 1 of daily is asked to stop\n")
     process.communicate(timeout=30)
     assert process.returncode == 0
-    shown = shell(tmp_path, "show", "flow.db", "--check")
+    shown = shell(tmp_path, "show", place.store, "--check")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith("run 1.0 of daily has succeeded: 2 success\nprogram.py, began ")
 
 
+@pytest.mark.stores("sqlite", "postgresql")
 def test_a_crashed_run_is_told_from_others_and_its_recovery_takes_up_a_trigger(
-    start, run, data, tmp_path
+    start, run, data, place
 ):
-    process = start(PROGRAM, "restart", "die", "0")
+    process = start(PROGRAM, "restart", "die", "0", STORE=place.store)
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    code, printed, said = run("show", "flow.db", "--check")
+    code, printed, said = run("show", place.store, "--check")
     assert (code, said) == (1, "eventor: run 1.0 of daily has crashed\n")
     assert re.search(r"^active +work +monday +\S+ +was cut short$", printed, re.MULTILINE)
-    (crashed,) = data("runs", "flow.db")["runs"][0]["recoveries"]
+    (crashed,) = data("runs", place.store)["runs"][0]["recoveries"]
     assert (crashed["status"], crashed["owner"], crashed["ended_at"]) == ("crashed", "dead", None)
     heard = datetime.fromisoformat(crashed["heard_at"])
     began = datetime.fromisoformat(crashed["began_at"])
     assert crashed["seconds"] == pytest.approx((heard - began).total_seconds())
     assert crashed["owner_pid"] == process.pid
-    code, printed, said = run("trigger", "flow.db", "go[5]")
+    code, printed, said = run("trigger", place.store, "go[5]")
     assert (code, printed) == (0, "run 1 of daily is asked to raise go[5]\n")
     kept = "run 1 of daily is not live: the trigger is kept for its next recovery"
     assert said == f"eventor: {kept}\n"
     nothing = "eventor: run 1 of daily is not live; there is nothing to stop\n"
-    assert run("stop", "flow.db") == (2, "", nothing)
-    start(PROGRAM, "recover", "well", "0").communicate(timeout=30)
-    assert [task["sequence"] for task in data("show", "flow.db")["tasks"]] == ["monday", 5]
-    code, printed, said = run("prune", "flow.db", "--keep", "0")
+    assert run("stop", place.store) == (2, "", nothing)
+    start(PROGRAM, "recover", "well", "0", STORE=place.store).communicate(timeout=30)
+    assert [task["sequence"] for task in data("show", place.store)["tasks"]] == ["monday", 5]
+    code, printed, said = run("prune", place.store, "--keep", "0")
     assert (code, said) == (0, "")
     assert printed.splitlines()[-1].startswith("1 run deleted")
 
 
-def test_runs_are_listed_with_their_recoveries(failed, simple, run, data):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_runs_are_listed_with_their_recoveries(failed, simple, run, data, place):
     simple(1, 2, step=lambda: None)
     simple(run_mode="recover")
-    code, printed, said = run("runs", "flow.db")
+    code, printed, said = run("runs", place.store)
     assert (code, said) == (0, "")
     lines = [re.split(r"  +", line) for line in printed.splitlines()]
     assert lines[0] == ["RUN", "NAME", "STATUS", "BEGAN", "TOOK", "TASKS", "OWNER", "PROGRAM"]
@@ -199,7 +202,7 @@ def test_runs_are_listed_with_their_recoveries(failed, simple, run, data):
     ]
     assert [line[5] for line in lines[1:]] == ["1 failure, 1 success", "2 success", "2 skipped"]
     assert not any(line.endswith(" ") for line in printed.splitlines())
-    runs = data("runs", "flow.db")["runs"]
+    runs = data("runs", place.store)["runs"]
     assert [(each["run_id"], each["name"]) for each in runs] == [(1, "daily"), (2, "")]
     recovery = runs[1]["recoveries"][1]
     assert {key: recovery[key] for key in ("recovery", "based_on", "owner", "counts")} == {
@@ -209,11 +212,12 @@ def test_runs_are_listed_with_their_recoveries(failed, simple, run, data):
         "counts": {"ready": 0, "active": 0, "success": 0, "failure": 0, "skipped": 2, "all": 2},
     }
     assert datetime.fromisoformat(recovery["began_at"]).utcoffset() == timedelta(0)
-    assert len(data("runs", "flow.db", "--name", "daily")["runs"]) == 1
+    assert len(data("runs", place.store, "--name", "daily")["runs"]) == 1
 
 
-def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run, data):
-    code, printed, said = run("show", "flow.db", "--traceback", "--output")
+@pytest.mark.stores("sqlite", "postgresql")
+def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run, data, place):
+    code, printed, said = run("show", place.store, "--traceback", "--output")
     assert (code, said) == (0, "")
     assert printed.startswith("run 1.0 of daily has failed: 1 failure, 1 success\n")
     error = "ValueError: invalid literal for int() with base 10: 'x'"
@@ -230,8 +234,8 @@ def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run
     ]
     assert printed.count("  Traceback (most recent call last):\n") == 2
     assert "\n  read 7\n" in printed
-    assert run("show", "flow.db", "--check")[0] == 1
-    told = data("show", "flow.db", "--status", "failure")
+    assert run("show", place.store, "--check")[0] == 1
+    told = data("show", place.store, "--status", "failure")
     (task,) = told["tasks"]
     assert (task["step"], task["attempt"], task["error"]) == ("check[all]", 2, error)
     assert [one["status"] for one in task["attempts"]] == ["failure", "failure"]
@@ -350,10 +354,11 @@ def test_what_reads_as_an_int_and_is_none_is_a_str():
     assert sequences_of("'") == ["'"]
 
 
-def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, tmp_path):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, place):
     simple(name="old")
     simple(name="new")
-    code, printed, said = run("trigger", "flow.db", "go['7']", "--json")
+    code, printed, said = run("trigger", place.store, "go['7']", "--json")
     assert (code, said.count("kept for its next recovery")) == (0, 1)
     assert json.loads(printed) == {
         "run_id": 2,
@@ -362,8 +367,8 @@ def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, tmp_path)
         "sequence": "7",
         "live": False,
     }
-    run("trigger", "flow.db", "go[7]", "--name", "old")
-    assert sql(tmp_path / "flow.db", "SELECT run_id, sequence_type FROM eventor_request") == [
+    run("trigger", place.store, "go[7]", "--name", "old")
+    assert place.sql("SELECT run_id, sequence_type FROM eventor_request") == [
         (2, "str"),
         (1, "int"),
     ]
@@ -371,11 +376,11 @@ def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, tmp_path)
         ("go", "'go' names no sequence; expected one, as in 'go[1]'"),
         ("og[1]", "run 2 has no event 'og'; did you mean 'go'?"),
     ]:
-        assert run("trigger", "flow.db", what) == (2, "", f"eventor: {words}\n")
+        assert run("trigger", place.store, what) == (2, "", f"eventor: {words}\n")
 
 
 WATCHED = """
-    import pathlib, sys, time
+    import os, pathlib, sys, time
     import eventor as evr
 
     def slow():
@@ -383,7 +388,7 @@ WATCHED = """
             time.sleep(0.01)
 
     config = {"logdir": ".", "stop_on_exception": False, "max_concurrent": 2}
-    with evr.Eventor("watched", "watched.db", config=config) as ev:
+    with evr.Eventor("watched", os.environ["STORE"], config=config) as ev:
         begin = ev.add_event("begin")
         ev.add_assoc(begin, ev.add_step("slow", slow))
         if len(sys.argv) > 1:
@@ -393,14 +398,14 @@ WATCHED = """
 """
 
 
-@pytest.mark.parametrize("bad", [True, False])
-def test_a_run_is_watched_until_it_ends(start, tmp_path, bad):
-    start(WATCHED, *["bad"] * bad)
-    store = tmp_path / "watched.db"
+@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.parametrize("bad", [True, *on_sqlite(False)])
+def test_a_run_is_watched_until_it_ends(start, tmp_path, bad, place):
+    start(WATCHED, *["bad"] * bad, STORE=place.store)
     query = f"SELECT * FROM eventor_task WHERE status = '{'failure' if bad else 'active'}'"
-    wait_until(lambda: store.exists() and sql(store, query))
+    wait_until(lambda: place.exists() and place.sql(query))
     process = subprocess.Popen(
-        [sys.executable, "-m", "eventor", "watch", store], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "eventor", "watch", place.store], stdout=subprocess.PIPE, text=True
     )
     if bad:
         assert process.stdout.readline() == "failed: bad[1]: ZeroDivisionError: division by zero\n"
@@ -414,7 +419,7 @@ def test_a_run_is_watched_until_it_ends(start, tmp_path, bad):
 
 
 def test_a_run_is_watched_on_a_terminal(start, tmp_path):
-    start(WATCHED, "bad")
+    start(WATCHED, "bad", STORE="watched.db")
     store = tmp_path / "watched.db"
     wait_until(
         lambda: (
@@ -496,27 +501,30 @@ def test_a_run_is_reported(failed, run, tmp_path):
     assert run("report", "flow.db", "-o", "-")[1].startswith("<!doctype html>")
 
 
-def test_prune_says_what_it_deletes_and_what_cannot_be_recovered_then(failed, simple, run, data):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_prune_says_what_it_deletes_and_what_cannot_be_recovered_then(
+    failed, simple, run, data, place
+):
     for name in ("a", "a", "b"):
         simple(1, name=name)
-    code, printed, said = run("prune", "flow.db", "--keep", "0", "--dry-run")
+    code, printed, said = run("prune", place.store, "--keep", "0", "--dry-run")
     assert (code, len(printed.splitlines())) == (0, 6)
     assert printed.endswith("\n4 runs would be deleted\n")
     assert said == "eventor: what had not succeeded could then not be recovered: 1 (failed)\n"
-    assert len(data("runs", "flow.db")["runs"]) == 4
-    pruned = data("prune", "flow.db", "--keep", "1", "--name", "a")
+    assert len(data("runs", place.store)["runs"]) == 4
+    pruned = data("prune", place.store, "--keep", "1", "--name", "a")
     assert [each["run_id"] for each in pruned["runs"]] == [2]
     assert not pruned["dry_run"]
-    assert run("prune", "flow.db", "--older-than", "2w", "--dry-run")[1] == (
+    assert run("prune", place.store, "--older-than", "2w", "--dry-run")[1] == (
         "no run would be deleted\n"
     )
-    assert run("prune", "flow.db", "--older-than", "2w") == (0, "no run deleted\n", "")
-    code, printed, said = run("prune", "flow.db", "--older-than", "0s", "--keep", "0")
+    assert run("prune", place.store, "--older-than", "2w") == (0, "no run deleted\n", "")
+    code, printed, said = run("prune", place.store, "--older-than", "0s", "--keep", "0")
     assert (code, len(printed.splitlines())) == (0, 5)
     assert re.search(r"\n3 runs deleted(; \S+ (bytes|KB|MB) given back)?\n$", printed)
     assert said == "eventor: what had not succeeded can now not be recovered: 1 (failed)\n"
-    assert run("runs", "flow.db") == (0, "the store has no runs\n", "")
-    assert run("show", "flow.db")[0] == 2
+    assert run("runs", place.store) == (0, "the store has no runs\n", "")
+    assert run("show", place.store)[0] == 2
 
 
 def test_prune_leaves_a_live_run_and_the_space(simple, make, run):
@@ -573,12 +581,13 @@ def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_pa
     assert list(csv.DictReader(io.StringIO(printed, newline=""))) == rows
 
 
-def test_json_has_runs_recoveries_tasks_and_events(failed, simple, run):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_json_has_runs_recoveries_tasks_and_events(failed, simple, run, place):
     simple("a", name="b")
     simple(name="b", run_mode="recover")
 
     def exported(*options):
-        code, printed, said = run("export", "flow.db", "--format", "json", *options)
+        code, printed, said = run("export", place.store, "--format", "json", *options)
         assert (code, said) == (0, "")
         return json.loads(printed)["runs"]
 
@@ -917,22 +926,25 @@ def test_another_store_is_not_written_over(simple, run, tmp_path):
     assert (tmp_path / "other.db").read_bytes() == before
 
 
-def test_what_a_command_reads_is_of_one_state(simple, make, run, data, monkeypatch, tmp_path):
+@pytest.mark.stores("sqlite", "postgresql")
+def test_what_a_command_reads_is_of_one_state(
+    simple, make, run, data, monkeypatch, tmp_path, place
+):
     simple(1)
     reading, deleted = History.tasks, []
 
     def prune_first(history, *arguments):
         if not deleted:
-            deleted.append(shell(tmp_path, "prune", "flow.db", "--keep", "0").returncode)
+            deleted.append(shell(tmp_path, "prune", place.store, "--keep", "0").returncode)
         return reading(history, *arguments)
 
     monkeypatch.setattr(History, "tasks", prune_first)
     simple(2)
     live = make(name="live")
-    told = data("show", "flow.db", "--name", "")
+    told = data("show", place.store, "--name", "")
     assert (told["counts"]["success"], len(told["tasks"])) == (1, 1)
     assert deleted == [0]
-    assert run("show", "flow.db", "--name", "")[0] == 2
+    assert run("show", place.store, "--name", "")[0] == 2
     live.close()
 
 
@@ -1118,7 +1130,7 @@ def test_a_script_has_no_runs(run, option, tmp_path):
     ],
 )
 def test_a_picture_is_drawn_as_the_terminal_can(start, tmp_path, term, options, drawn, coloured):
-    start(WATCHED)
+    start(WATCHED, STORE="watched.db")
     store = tmp_path / "watched.db"
     query = "SELECT * FROM eventor_task WHERE status = 'active'"
     wait_until(lambda: store.exists() and sql(store, query))

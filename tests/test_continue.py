@@ -152,6 +152,7 @@ def test_an_owner_that_was_replaced_records_nothing_more(make, place):
     assert place.sql(owned) == [(1,)]
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("loops", [0, -1, 1.0, "1", True])
 def test_bad_loops_are_named(make, loops):
     ev = make()

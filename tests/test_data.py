@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import eventor as evr
 from eventor.rules.data import placeholders, resolve
+from tests.conftest import on_sqlite
 from tests.test_cost import counting
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -26,7 +27,9 @@ CONSTRUCTS = {
     "threads": {"task_construct": threading.Thread},
 }
 
-each_construct = pytest.mark.parametrize("config", CONSTRUCTS.values(), ids=CONSTRUCTS)
+each_construct = pytest.mark.parametrize(
+    "config", [{}, *on_sqlite(*list(CONSTRUCTS.values())[1:])], ids=CONSTRUCTS
+)
 
 
 def echo(*args, **kwargs):

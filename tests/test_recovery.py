@@ -10,7 +10,7 @@ import pytest
 
 import eventor as evr
 from eventor.steps import launch
-from tests.conftest import statuses, wait_until
+from tests.conftest import on_sqlite, statuses, wait_until
 
 
 @pytest.fixture
@@ -68,7 +68,9 @@ def test_by_default_all_but_success_is_run_again(four):
 
 @pytest.mark.parametrize("status", list(evr.TaskStatus))
 @pytest.mark.parametrize("replay", list(evr.StepReplay))
-@pytest.mark.parametrize("key", [lambda s: s, lambda s: s.value, lambda s: f"at_{s.value}"])
+@pytest.mark.parametrize(
+    "key", [lambda s: s, *on_sqlite(lambda s: s.value, lambda s: f"at_{s.value}")]
+)
 def test_the_policy_of_a_status_decides(four, status, replay, key):
     crashed, ran = four
     ev, _ = crashed()(recovery={key(status): replay}, run_mode=evr.RunMode.recover)
@@ -439,6 +441,7 @@ def test_what_is_defined_between_two_calls_is_recovered_between_them(make, debug
     ]
 
 
+@pytest.mark.stores("sqlite")
 def test_triggers_in_a_set_are_the_same_in_each_process(script, place):
     program = """
         import os, sys

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import eventor as evr
-from tests.conftest import statuses, wait_until
+from tests.conftest import on_sqlite, statuses, wait_until
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ FLAKY = """
 
 
 @pytest.mark.parametrize("mode", ["recover", "continue"])
-@pytest.mark.parametrize("most", [2, 3, 4])
+@pytest.mark.parametrize("most", [*on_sqlite(2, 3), 4])
 def test_after_a_crash_the_attempts_that_were_spent_count(start, place, tmp_path, mode, most):
     """The second is killed with its owner; the third fails, the fourth would end well.
 
