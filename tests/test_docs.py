@@ -14,6 +14,7 @@ import eventor
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
+POSTGRESQL = ROOT / "docs/howto/postgresql.rst"
 BLOCK = re.compile(r"^\.\. code:: (\w+)\n(?:   +:.*\n)*\n((?:(?: {3,}.*)?\n)+)", re.MULTILINE)
 
 
@@ -29,12 +30,23 @@ def untimed(log):
 @pytest.mark.once
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if blocks(page, "python")],
+    [page for page in PAGES if blocks(page, "python") and page != POSTGRESQL],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_samples_of_a_page_run_in_their_order(page, script):
     ran = script("\n".join(blocks(page, "python")))
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.stores("postgresql")
+def test_the_samples_on_postgresql_run_in_their_order_on_a_server_of_the_tests(script, place):
+    code = "\n".join(blocks(POSTGRESQL, "python"))
+    told = "postgresql+psycopg://flows:secret@db.example.org/flows"
+    assert code.count(told) == 2
+    code = code.replace(f"{told}?schema=nightly", place.store).replace(told, place.server)
+    ran = script(code.replace('"schema": "nightly"', f'"schema": "{place.name}"'))
+    assert ran.returncode == 0, ran.stderr
+    assert place.sql("SELECT step FROM eventor_v_task") == [("load",)]
 
 
 def test_the_output_in_the_readme_is_what_its_example_prints(script):
