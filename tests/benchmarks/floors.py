@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
+from tests import servers
 from tests.benchmarks import child
 
 FORK = multiprocessing.get_context("fork")
@@ -71,6 +72,20 @@ def commit(place, count):
     seconds = (time.perf_counter() - began) / count
     connection.close()
     return {"s": seconds}
+
+
+def commit_postgresql(place, count):
+    """The same in PostgreSQL, with the settings that it has by default, by a socket."""
+    with servers.server() as server, servers.connect(server.url()) as connection:
+        connection.autocommit = True
+        connection.execute("CREATE TABLE task (id bigint PRIMARY KEY, status text NOT NULL)")
+        began = time.perf_counter()
+        for number in range(count):
+            connection.execute("BEGIN")
+            connection.execute("INSERT INTO task VALUES (%s, 'ready')", (number,))
+            connection.execute("UPDATE task SET status = 'success' WHERE id = %s", (number - 1,))
+            connection.execute("COMMIT")
+        return {"s": (time.perf_counter() - began) / count}
 
 
 def pool(place, count):
@@ -148,7 +163,8 @@ def program(place, *arguments):
 
 
 KNOWN = child.by_name(
-    *(fork, commit, pool, executor, ideal), *(sqlalchemy_import, sqlalchemy_program)
+    *(fork, commit, commit_postgresql, pool, executor, ideal),
+    *(sqlalchemy_import, sqlalchemy_program),
 )
 
 if __name__ == "__main__":

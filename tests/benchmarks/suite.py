@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 
 FORK, COMMIT, POOL = "fork 300: s", "commit 500: s", "pool 1000: s"
+COMMIT_POSTGRESQL = "commit-postgresql 500: s"
 IDEAL, IMPORT, PROGRAM = (
     "ideal {n} {iterations}: s",
     "sqlalchemy-import: s",
@@ -89,14 +90,31 @@ FIGURES = (
     Figure("warm", "chain of {n:,}, each, warm", "chain {n} warm: s", 500, (POOL, COMMIT), 1.3),
     Figure("warm", "fan-out of {n:,}, each, warm", "fan-out {n} warm: s", 2_000, (FORK,), 0.14),
     *(
-        Figure(
-            "executors",
-            f"fan-out of {{n:,}}, each, on {title}",
-            f"executors {{n}} {kind}: s",
-            2_000,
-            (f"executor {{n}} {kind}: s", COMMIT),
+        Figure("outgrown", f"fan-out of {{n:,}}, each, {title}", f"{measured}: s", 10_000, floor)
+        for title, measured, floor in (
+            ("fresh", "fan-out {n}", (FORK,)),
+            ("warm", "fan-out {n} warm", (COMMIT,)),
+            ("fresh, PostgreSQL", "fan-out-postgresql {n}", (FORK, COMMIT_POSTGRESQL)),
+            ("warm, PostgreSQL", "fan-out-postgresql {n} warm", (COMMIT_POSTGRESQL,)),
+            *(
+                (title, f"executors {{n}} {kind}", (f"executor {{n}} {kind}: s", COMMIT))
+                for kind, title in (("processes", "a process pool"), ("dask", "Dask"))
+            ),
         )
-        for kind, title in (("processes", "a process pool"), ("dask", "Dask"))
+    ),
+    *(
+        Figure("outgrown", f"its store, of a step, {title}", f"{measured} {{n}} warm: B", 10_000)
+        for title, measured in (("SQLite", "fan-out"), ("PostgreSQL", "fan-out-postgresql"))
+    ),
+    *(
+        Figure(
+            "outgrown",
+            f"{programs} chains at once of {{n}}, warm, a step of all, PostgreSQL",
+            f"programs {programs} {{n}}: s",
+            200,
+            (COMMIT_POSTGRESQL,),
+        )
+        for programs in (1, 4, 16)
     ),
     *(
         Figure(

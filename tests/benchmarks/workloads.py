@@ -6,12 +6,14 @@ Steps are fresh processes by default; `warm` ones run in processes that are kept
 """
 
 import itertools
+import multiprocessing
 import resource
 import statistics
 import sys
 import time
 
 import eventor as evr
+from tests import servers
 from tests.benchmarks import child, floors
 from tests.benchmarks.floors import nothing, piece
 
@@ -30,9 +32,9 @@ def clock(milliseconds=0):
     return began, time.monotonic_ns()
 
 
-def flow(place, how="fresh", run_mode=evr.RunMode.restart, **config):
+def flow(place, how="fresh", run_mode=evr.RunMode.restart, store=None, **config):
     config = {"logdir": place, **WORKERS[how], **config}
-    return evr.Eventor(store=place / "flow.db", run_mode=run_mode, config=config)
+    return evr.Eventor(store=store or place / "flow.db", run_mode=run_mode, config=config)
 
 
 def run(ev, tasks):
@@ -77,16 +79,45 @@ def trigger_all(ev, event, size):
         ev.trigger_event(event, number)
 
 
-def chain(place, size, how="fresh"):
-    with flow(place, how) as ev:
+def chain(place, size, how="fresh", store=None):
+    with flow(place, how, store=store) as ev:
         add_chain(ev, size, nothing)
         return {"s": run(ev, size) / size}
 
 
 def fan_out(place, size, how="fresh"):
+    """The cost of a step of many that start together, and by how much each adds to the store."""
     with flow(place, how, max_concurrent=2) as ev:
         add_fan_out(ev, size)
-        return {"s": run(ev, size + 1) / (size + 1)}
+        seconds = run(ev, size + 1)
+    return {"s": seconds / (size + 1), "B": (place / "flow.db").stat().st_size / (size + 1)}
+
+
+def fan_out_postgresql(place, size, how="fresh"):
+    """The same with a store in PostgreSQL, and by how much each step adds to that."""
+    with (
+        servers.server() as server,
+        flow(place, how, store=server.url(), max_concurrent=2) as ev,
+    ):
+        add_fan_out(ev, size)
+        return {"s": run(ev, size + 1) / (size + 1), "B": ev._store.size() / (size + 1)}
+
+
+def programs(place, number, size):
+    """What a step costs of all that many programs run at the same time on one PostgreSQL."""
+    with servers.server() as server:
+        fork = multiprocessing.get_context("fork")
+        began = time.perf_counter()
+        processes = [
+            fork.Process(target=chain, args=(place, size, "warm", server.url()))
+            for _ in range(number)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert {process.exitcode for process in processes} == {0}
+        return {"s": (time.perf_counter() - began) / (number * size)}
 
 
 def executors(place, size, kind):
@@ -222,7 +253,8 @@ def simple_example(place):
 
 
 KNOWN = child.by_name(
-    *(chain, fan_out, executors, sequences, cpu, latency, idle),
+    *(chain, fan_out, fan_out_postgresql, programs, executors),
+    *(sequences, cpu, latency, idle),
     *(definitions, triggers, bulk_triggers, recovery, eventor_import, simple_example),
 )
 
