@@ -9,7 +9,6 @@ import signal
 import threading
 
 import pytest
-from psycopg import sql
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -374,8 +373,8 @@ def test_a_schema_may_have_any_name_and_is_named_in_the_config_or_the_url(make, 
     finally:
         ev.close()
         with servers.connect(server.url()) as connection:
-            quoted = sql.Identifier(name)
-            connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(quoted))
+            quoted = name.replace('"', '""')
+            connection.execute(f'DROP SCHEMA "{quoted}" CASCADE')
 
 
 def test_without_a_schema_the_search_path_of_the_server_decides(make, place):
