@@ -148,6 +148,10 @@ class Starter(Protocol):
     ) -> int | Outcome | None:
         """Start a task; return its pid, None where that comes later, or how it has failed."""
 
+    @property
+    def overran(self) -> bool:
+        """Whether what runs may have been ended, since it was to go on until before now alone."""
+
     def allow_until(self, until: float, /) -> None:
         """Let what runs go on until then, by `lease.clock`, unless a later time is told."""
 
@@ -284,6 +288,9 @@ class Loop:
 
     def _decide(self, failed: list[TaskEnded], now: datetime) -> list[Change]:
         """Return what follows from what has come in, recorded."""
+        if self._launcher.overran:
+            # That says nothing of the steps, which may have been about to end well.
+            raise self._ledger.overran(now)
         arrivals: list[Trigger | TaskEnded] = [*failed]
         for arrival in self._launcher.collect():
             if isinstance(arrival, TaskLaunched):
@@ -353,10 +360,13 @@ class Loop:
     def _commit(self, changes: list[Change], noted: bool, now: datetime) -> None:
         due = changes or noted or (self._unwritten and now >= self._unwritten_until)
         if due or not timedelta(0) <= now - self._heard_of < self._beat:
-            self._ledger.record([*self._unwritten, *changes], now)
+            self._record([*self._unwritten, *changes], now)
             self._unwritten = []
             self._heard_of = now
-            self._launcher.allow_until(self._ledger.steps_until)
+
+    def _record(self, changes: list[Change], now: datetime) -> None:
+        self._ledger.record(changes, now)
+        self._launcher.allow_until(self._ledger.steps_until)
 
     def _report(self, changes: list[Change]) -> None:
         self._requests.report(self._journal)
@@ -401,7 +411,7 @@ class Loop:
         for change in changes:
             if isinstance(change, TaskActive):
                 if not self._ledger.is_trusted:
-                    self._ledger.record([], self._clock())  # it may have been taken over
+                    self._record([], self._clock())  # it may have been taken over
                 begun = self._start(change)
                 if isinstance(begun, Outcome):
                     failed.append(TaskEnded(change.task, begun))

@@ -130,6 +130,8 @@ class Launcher:
     def shows(self, *, patient):
         return False
 
+    overran = False
+
     def allow_until(self, until):
         """Do nothing."""
 

@@ -352,6 +352,8 @@ class Launcher:
     def shows(self, *, patient):
         return False
 
+    overran = False
+
     def allow_until(self, until):
         """Do nothing."""
 

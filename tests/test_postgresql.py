@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 
+import psutil
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -105,6 +106,14 @@ def ended(process):
     return process.returncode, said
 
 
+def is_alive(pid):
+    """Tell whether a process runs; one that has ended, and is waited for by nobody, does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def history(place):
     """Return all that a store tells of a run."""
     tables = ("eventor_run", "eventor_event", "eventor_task", "eventor_definition")
@@ -200,6 +209,24 @@ def test_an_owner_that_was_stopped_and_replaced_writes_and_launches_nothing(
     assert history(place) == kept
     assert begun() == done
     assert sorted(done[len(before) :]) == sorted(f"s0.{number}" for number in range(5, LENGTH))
+    check_whole(place, 1)
+
+
+def test_what_ran_when_an_owner_was_stopped_for_its_lease_stays_active(place, run, begun):
+    program = run(place, lease=2, HOLD="1")
+    wait_until(lambda: "s0.5" in begun() and f"s1.{LENGTH - 1}" in begun())
+    count = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
+    wait_until(lambda: place.sql(count) == [(LENGTH + 5,)])
+    (pid,) = place.sql("SELECT pid FROM eventor_task WHERE step = 's0.5'")[0]
+    program.send_signal(signal.SIGSTOP)
+    wait_until(lambda: not is_alive(pid))
+    program.send_signal(signal.SIGCONT)
+    code, said = ended(program)
+    assert code == 1
+    assert "OwnershipError: recovery 0 of run 1" in said
+    assert "its steps were ended for that, and stay active for a recovery" in said
+    assert place.sql("SELECT status FROM eventor_task WHERE step = 's0.5'") == [("active",)]
+    assert ended(run(place, "recover"))[0] == 0
     check_whole(place, 1)
 
 

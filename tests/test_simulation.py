@@ -177,6 +177,8 @@ class World:
     def shows(self, *, patient):
         return False
 
+    overran = False
+
     def allow_until(self, until):
         """Do nothing."""
 

@@ -151,6 +151,7 @@ class Keeper:
 
     Attributes:
         pipe: what a step's process `announce`s itself by.
+        allowed_until: until when steps may go on, as it was told.
     """
 
     def __init__(self) -> None:
@@ -158,7 +159,7 @@ class Keeper:
         for end in (self._reading, self.pipe):
             os.set_blocking(end.fileno(), False)
         self._pid = 0
-        self._allowed_until = math.inf
+        self.allowed_until = math.inf
 
     def ensure(self, groups: Iterable[int]) -> int:
         """Return the pid of a keeper that lives; a new one learns of `groups`, which run now.
@@ -173,15 +174,15 @@ class Keeper:
                 if pid == 0:
                     _keep(self._reading.fileno(), owner)
             self._pid = pid
-            self._allowed_until = math.inf
+            self.allowed_until = math.inf
             for group in groups:
                 _send(self.pipe, _BEGUN, group)
         return self._pid
 
     def allow_until(self, until: float) -> None:
         """Say until when steps may go on, by `lease.clock`, unless a later time is said by then."""
-        if until != self._allowed_until:
-            self._allowed_until = until
+        if until != self.allowed_until:
+            self.allowed_until = until
             _send(self.pipe, _ALLOWED, -1 if until == math.inf else round(until * _MILLI))
 
     def forget(self, group: int) -> None:

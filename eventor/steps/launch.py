@@ -115,6 +115,7 @@ class Launcher:
         self._by_pid: dict[int, Worker] = {}
         self._most_spares = os.cpu_count() or 1
         self._abandoned = False
+        self._overran = False
 
     @property
     def busy(self) -> bool:
@@ -154,9 +155,19 @@ class Launcher:
         except OSError as error:
             raise LaunchError(f"no process can be started to keep the steps: {error}") from error
 
+    @property
+    def overran(self) -> bool:
+        """Whether the keeper may have ended what runs, since it was allowed until before now."""
+        return self._overran or (
+            self._keeper is not None
+            and clock() > self._keeper.allowed_until
+            and any(worker.is_process and worker.key is not None for worker in self._workers)
+        )
+
     def allow_until(self, until: float) -> None:
         """Let the keeper end what runs at a time by `lease.clock`, unless a later one is told."""
         if self._keeper is not None:
+            self._overran = self.overran
             self._keeper.allow_until(until)
 
     def _groups(self) -> Iterator[int]:

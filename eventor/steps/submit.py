@@ -188,6 +188,11 @@ class Submitter:
         """Return the pid of a keeper: there is none, for no process here is eventor's."""
         return None
 
+    @property
+    def overran(self) -> bool:
+        """Whether what runs may have been ended: nothing of an executor's is."""
+        return False
+
     def allow_until(self, until: float) -> None:
         """Let steps begin until then, by `lease.clock`; what has begun cannot be ended."""
         with self._admission:

@@ -219,6 +219,19 @@ class Ledger:
         """
         return self._lease.steps_until if self._store.backend.has_hosts else math.inf
 
+    def overran(self, now: datetime) -> OwnershipError:
+        """Return the error that the lease has run out while steps ran, which ended them.
+
+        Raises:
+            OwnershipError: somebody has taken over since.
+        """
+        self.record([], now)
+        return OwnershipError(
+            f"recovery {self.recovery} of run {self.run_id} in {self._store.location} was not "
+            f"heard of for most of its lease of {self._lease.seconds:g} s: its steps were ended "
+            "for that, and stay active for a recovery"
+        )
+
     def left(self) -> dict[TaskKey, Left]:
         """Return how the recoveries on which this one is based left their tasks.
 
