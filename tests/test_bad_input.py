@@ -36,6 +36,7 @@ def foreign(make):
         ("  ", "expected printable characters"),
         ("a\nb", "expected printable characters"),
         ("\ud800", "expected printable characters"),
+        ("é" * 251, r"is 'é{40}'\.\.\. of 502 bytes; expected 500 at most"),
         (None, "is None; expected a str"),
         (7, "is 7; expected a str"),
         (b"a", "expected a str"),
@@ -189,6 +190,40 @@ def test_associations_and_triggers_of_the_wrong_things(ev, foreign):
     ev.trigger_event(a)
     assert ev() is True
     assert ev.tasks() == []
+
+
+def test_sequences_of_more_than_2000_bytes(ev):
+    a = ev.add_event("a")
+    for call in (lambda: ev.trigger_event(a, "é" * 1_001), lambda: ev.tasks(sequence="s" * 2_001)):
+        with pytest.raises(
+            evr.TriggerError, match=r"\.\.\. of 2,00\d bytes; expected 2,000 at most"
+        ):
+            call()
+    assert ev.events() == []
+    ev.trigger_event(a, "é" * 1_000)
+
+
+def test_the_name_of_a_run_has_at_most_500_bytes():
+    with pytest.raises(evr.ConfigError, match=r"the name is 'n{40}'\.\.\. of 501 bytes"):
+        evr.Eventor("n" * 501, ":memory:")
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "mysql://u@h/db?password=s3cret",
+        "postgresql+asyncpg://u@h/db?Password=s3cret",
+        "postgresql://u@h/db?schema=a&schema=b&oauth_client_secret=s3cret",
+        "sqlite:///x?password=s3cret",
+        "postgresql://u:p@ss3cret@h/db",
+        "host=h password=s3cret",
+        "postgresql://u:s3cret@h/db?schema=$user",
+    ],
+)
+def test_what_is_secret_in_a_store_that_cannot_be_used_is_not_told(store):
+    with pytest.raises(evr.StoreError, match="expected") as caught:
+        evr.Eventor(store=store)
+    assert "s3cret" not in f"{caught.value} {caught.value.__cause__!r}"
 
 
 @pytest.mark.parametrize("sequence", [1.0, True, b"1", (1,), 2**63, -(2**63) - 1, "a\0b", "\udc80"])

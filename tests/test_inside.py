@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -384,30 +383,6 @@ def test_what_a_step_starts_knows_it_by_the_environment(make):
     ev.trigger_event(go, -3)
     assert ev() is True
     assert [task.result for task in ev.tasks()] == [b"one -3\n", b"two -3\n"]
-
-
-def test_what_no_program_can_be_given_is_left_out_of_the_environment(make):
-    """And nothing is left there of the step before."""
-    longest = 131_072  # bytes, on Linux: of NAME=value and a NUL after it
-    name = "n" * (longest - len("EVENTOR_STEP_NAME=") - 1)
-    sequence = "s" * (longest - len("EVENTOR_STEP_SEQUENCE=") - 1)
-    show = (
-        "import os; print([len(os.environb.get(b'EVENTOR_STEP_' + x, b''))"
-        " for x in (b'NAME', b'SEQUENCE', b'RECOVERY')])"
-    )
-    ev = make(config={"max_tasks_per_child": None})
-    go = ev.add_event("go")
-    for step in ("n", name, f"{name}n"):
-        ev.add_assoc(
-            go, ev.add_step(step, subprocess.check_output, ([sys.executable, "-c", show],))
-        )
-    for given in ("s", sequence, f"{sequence[1:]}\u00e9"):
-        ev.trigger_event(go, given)
-    assert ev() is True
-    told = [json.loads(task.result) for task in ev.tasks()]
-    assert told == [
-        [names, sequences, 1] for sequences in (1, len(sequence), 0) for names in (1, len(name), 0)
-    ]
 
 
 def test_a_plain_locale_does_not_matter(script):

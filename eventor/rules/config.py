@@ -33,6 +33,12 @@ _LONGEST_LEASE = 10_000_000
 _LISTED = 30
 """How many known words a message lists."""
 
+LONGEST_NAME, LONGEST_SEQUENCE = 500, 2_000
+"""Bytes in UTF-8; together they have to go into a third of a page of 8 KB, which is what a row of
+an index has in PostgreSQL (postgresql.org, B-Tree Indexes), so that each store takes all flows."""
+
+_SHOWN = 40
+
 LONGEST_DELAY = 1_000_000_000.0
 """Seconds, some 30 years: what waits longer than that is a mistake."""
 
@@ -471,11 +477,18 @@ def read_run_name(given: object) -> str:
     """Return the name of a run.
 
     Raises:
-        ConfigError: it is no str, or not of printable characters.
+        ConfigError: it is no str, not of printable characters, or too long.
     """
     if not isinstance(given, str) or not given.isprintable():
         raise ConfigError(f"the name is {given!r}; expected a str of printable characters")
+    if (size := len(given.encode())) > LONGEST_NAME:
+        raise ConfigError(too_long("the name", given, size, LONGEST_NAME))
     return given
+
+
+def too_long(what: str, given: str, size: int, longest: int) -> str:
+    """Say that a text is longer than a store can look it up by."""
+    return f"{what} is {given[:_SHOWN]!r}... of {size:,} bytes; expected {longest:,} at most"
 
 
 def read_max_loops(given: object) -> int | None:

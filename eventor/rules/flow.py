@@ -11,7 +11,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from eventor.errors import DefinitionError, TriggerError, UsageError
-from eventor.rules.config import Config, StepConfig, read_delay, read_step_config, unknown
+from eventor.rules.config import (
+    LONGEST_NAME,
+    LONGEST_SEQUENCE,
+    Config,
+    StepConfig,
+    read_delay,
+    read_step_config,
+    too_long,
+    unknown,
+)
 from eventor.rules.data import ResultOf, placeholders, resolve
 from eventor.rules.expr import Atom, Expr, ExprLike, Gate, atoms, expression, postfix
 from eventor.types import Sequence, StepReplay, StepTriggers, TaskStatus
@@ -458,6 +467,8 @@ class Flow:
             raise DefinitionError(
                 f"the name of the {kind} is {name!r}; expected printable characters, at least one"
             )
+        if (size := len(name.encode())) > LONGEST_NAME:
+            raise DefinitionError(too_long(f"the name of the {kind}", name, size, LONGEST_NAME))
         if name in taken:
             article = "an" if kind == "event" else "a"
             raise DefinitionError(
@@ -511,6 +522,8 @@ def read_sequence(given: object) -> Sequence:
     if isinstance(given, int) and not isinstance(given, bool) and given.bit_length() <= _INT_BITS:
         return int(given)
     if isinstance(given, str) and _storable(given):
+        if (size := len(given.encode())) > LONGEST_SEQUENCE:
+            raise TriggerError(too_long("the sequence", given, size, LONGEST_SEQUENCE))
         return str.__str__(given)
     raise TriggerError(
         f"the sequence is {given!r} ({type(given).__name__}); "

@@ -56,9 +56,6 @@ _CHUNK = 1 << 16
 _INT_BYTES = array("i").itemsize
 _SHOWN = 200
 _SMALL_PICKLE = 10_000
-_LONGEST_VARIABLE = 131_072
-"""Bytes; with a longer one in its environment, Linux starts no program (MAX_ARG_STRLEN)."""
-
 LARGEST_PICKLE = 999_000_000
 """Bytes; SQLite keeps no row above 1,000,000,000 (sqlite.org/limits.html)."""
 
@@ -604,10 +601,7 @@ def _tell_by_environment(call: Call, origin: Origin) -> None:
         (b"EVENTOR_STEP_SEQUENCE", str(call.sequence).encode()),
         (b"EVENTOR_STEP_RECOVERY", b"%d" % origin.recovery),
     ):
-        if len(b"%s=%s\0" % (name, value)) <= _LONGEST_VARIABLE:
-            os.environb[name] = value
-        else:
-            os.environb.pop(name, None)
+        os.environb[name] = value
 
 
 def _lead_session(origin: Origin) -> None:
