@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,14 @@ MEMORY = ":memory:"
 _SQLITE = ("sqlite", "sqlite+pysqlite")
 _POSTGRESQL = ("postgresql", "postgresql+psycopg")
 
-_SECRETS = {"password", "sslpassword"}
-"""Parameters of a URL that are not shown, like the password before its host."""
+_SECRET = re.compile("password|secret|key|token", re.IGNORECASE)
+"""What the parameters of a URL are called that are not shown, like the password before its host."""
+
+_CONNINFO = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|service)\s*=")
+"""How a connection string of libpq begins, which is no URL, and would make a strange file name."""
+
+_OF_USER = "$user"
+"""In a search_path, the schema of whoever looks, and no name."""
 
 _LONGEST_NAME = 63
 """Bytes; PostgreSQL cuts longer names off (postgresql.org, Lexical Structure)."""
@@ -45,9 +52,8 @@ class Location:
         """Return what `locate` takes, but for a password."""
         if self.url is None:
             return MEMORY if self.path is None else str(self.path)
-        told = {} if self.schema is None else {"schema": self.schema}
-        told |= dict.fromkeys(_SECRETS & self.url.query.keys(), "***")
-        return self.url.update_query_dict(told).render_as_string()
+        named = {} if self.schema is None else {"schema": self.schema}
+        return _shown(self.url.update_query_dict(named))
 
 
 def locate(store: str | os.PathLike[str], schema: str | None = None) -> Location:
@@ -86,6 +92,11 @@ def _locate(store: str | os.PathLike[str]) -> Location:
         return _locate_url(place)
     if place == MEMORY:
         return Location()
+    if _CONNINFO.match(place):
+        raise StoreError(
+            "the store looks like a connection string of PostgreSQL; expected a URL, such as "
+            "postgresql+psycopg://user:password@host/database"
+        )
     if not place or "\0" in place:
         raise StoreError(f"the store is {place!r}; expected a path, a URL or ':memory:'")
     try:
@@ -99,11 +110,15 @@ def _locate_url(place: str) -> Location:
         url = make_url(place)
     except (ArgumentError, ValueError) as error:
         raise StoreError(f"the store is no URL that SQLAlchemy can read: {error}") from error
+    if "@" in (url.host or ""):
+        raise StoreError(
+            "the store is a URL with more than one @; expected %40 for one in a user or a password"
+        )
     if url.drivername in _SQLITE and not (url.query or url.host):
         return _locate(url.database or MEMORY)
     if url.drivername not in _POSTGRESQL:
         raise StoreError(
-            f"the store {url.render_as_string()} is of a kind that eventor cannot use; expected "
+            f"the store {_shown(url)} is of a kind that eventor cannot use; expected "
             "sqlite:///relative/path.db, sqlite:////absolute/path.db or "
             "postgresql+psycopg://user:password@host/database"
         )
@@ -112,9 +127,15 @@ def _locate_url(place: str) -> Location:
     return found if schema is None else Location(url=found.url, schema=_schema(schema, found))
 
 
+def _shown(url: URL) -> str:
+    hidden = {name: "..." for name in url.query if _SECRET.search(name)}
+    return url.update_query_dict(hidden).render_as_string()
+
+
 def _schema(name: object, location: Location) -> str:
-    if isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) <= _LONGEST_NAME:
-        return name
+    is_name = isinstance(name, str) and name.isprintable() and name != _OF_USER
+    if is_name and 0 < len(str(name).encode()) <= _LONGEST_NAME:
+        return str(name)
     raise StoreError(
         f"the schema of the store {location} is {name!r}; expected one name of printable "
         f"characters, {_LONGEST_NAME} bytes at most"
