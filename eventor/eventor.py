@@ -149,9 +149,11 @@ class Eventor:
         self._turns = _Turns()
         self._pid = os.getpid()
         self._journal = _open_journal(level, self._config.logdir, stem)
-        self._store = Store(location, Access.recover if mode is RunMode.recover else Access.begin)
-        program = None if script is None else storable(str(script))
-        beginning = Beginning(program, self._config.lease_seconds, _now())
+        access = Access.recover if mode is RunMode.recover else Access.begin
+        self._store = Store(location, access, self._config.lease_seconds)
+        beginning = Beginning(
+            None if script is None else storable(str(script)), self._config.lease_seconds, _now()
+        )
         ledger = None
         try:
             if mode is RunMode.recover:

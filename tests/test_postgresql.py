@@ -4,9 +4,11 @@ What PostgreSQL has in common with SQLite is tested where that is; the fixture `
 """
 
 import itertools
+import random
 import re
 import signal
 import threading
+from datetime import UTC, datetime, timedelta
 
 import psutil
 import pytest
@@ -402,6 +404,94 @@ def test_a_schema_may_have_any_name_and_is_named_in_the_config_or_the_url(make, 
         with servers.connect(server.url()) as connection:
             quoted = name.replace('"', '""')
             connection.execute(f'DROP SCHEMA "{quoted}" CASCADE')
+
+
+def test_the_longest_names_and_sequences_are_kept(make):
+    chance = random.Random(1)  # what can be compressed takes less of an index
+
+    def text(size):
+        return "".join(chr(chance.randrange(0x4E00, 0x9FFF)) for _ in range(size // 3)) + "xy"
+
+    ev = make(name=text(500))
+    go, later = ev.add_event(text(500)), ev.add_event(text(500))
+    retried = {"max_attempts": 2}
+    step = ev.add_step(text(500), int, ("x",), triggers={"at_failure": later}, config=retried)
+    ev.add_assoc(go, step)
+    ev.add_assoc(later, ev.add_step("s", int), delay=0.01)
+    ev.trigger_event(go, text(2_000))
+    assert ev() is True
+    assert [len(task.attempts) for task in ev.tasks()] == [2, 1]
+
+
+def test_settings_of_a_user_do_not_matter(make, server, place):
+    with servers.connect(server.url()) as connection:
+        connection.execute("CREATE ROLE german SUPERUSER LOGIN")
+        connection.execute("ALTER ROLE german SET DateStyle = 'German'")
+        connection.execute("ALTER ROLE german SET TimeZone = 'Asia/Kolkata'")
+        connection.execute("ALTER ROLE german SET synchronous_commit = 'off'")
+        connection.execute("ALTER ROLE german SET client_encoding = 'LATIN1'")
+    ev = make(store=server.url(user="german", schema=place.name))
+    before = datetime.now(UTC)
+    ev.trigger_event(ev.add_event("g"), "日本")
+    assert ev() is True
+    (raised,) = ev.events()
+    assert raised.sequence == "日本"
+    assert abs(raised.raised_at - before) < timedelta(minutes=1)
+
+
+def test_a_database_of_another_encoding_is_refused(server):
+    with servers.connect(server.url()) as connection:
+        connection.autocommit = True
+        connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(evr.StoreError, match="of the encoding LATIN1; expected UTF8"):
+        evr.Eventor(store=server.url(database="latin"))
+
+
+def test_a_user_without_a_right_to_the_schema_is_told_so(make, server, place, guarded):
+    make().close()
+    with pytest.raises(evr.StoreError, match=r"has not the right \(USAGE\) to its schema"):
+        evr.attach(server.url(user=guarded, password=SECRET, schema=place.name))
+
+
+def test_an_owner_stopped_in_a_transaction_is_replaced_after_its_lease(place, start, run):
+    stopped = start(
+        """
+        import os, signal
+        import eventor as evr
+        from eventor.storage import owner
+        from eventor.storage.batch import Batch
+
+        owner._place = lambda: "elsewhere"
+        ev = evr.Eventor("lanes", os.environ["STORE"], config={"logdir": ".", "lease_seconds": 3})
+        go = ev.add_event("go")
+        ev.trigger_event(go, 1)
+        Batch.write = lambda _: os.kill(os.getpid(), signal.SIGSTOP)
+        ev()
+        """,
+        STORE=place.store,
+    )
+    wait_until(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED)
+    held = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    late = "SELECT heartbeat_at < clock_timestamp() - interval '3s' FROM eventor_recovery"
+    wait_until(lambda: place.sql(held) == [(0,)] and place.sql(late) == [(True,)])
+    with evr.Eventor("lanes", place.store, "recover") as ev:
+        assert ev.recovery == 1
+        stopped.send_signal(signal.SIGCONT)
+        code, said = ended(stopped)
+    assert code == 1
+    assert "was taken over by recovery 1" in said
+
+
+def test_a_run_that_somebody_has_locked_is_told_as_such(make, place, monkeypatch):
+    make(name="lanes").close()
+    monkeypatch.setattr("eventor.storage.store._PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("eventor.storage.postgresql._LONGEST_LOCK_SECONDS", 0.05)
+    with servers.connect(place.server, place.name) as connection:
+        connection.execute("SELECT * FROM eventor_run FOR UPDATE")
+        with pytest.raises(evr.OwnershipError, match="is locked by another program"):
+            make(name="lanes", run_mode="recover")
+        connection.rollback()
+    assert make(name="lanes", run_mode="recover").recovery == 1
 
 
 def test_without_a_schema_the_search_path_of_the_server_decides(make, place):

@@ -27,12 +27,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateSchema
 
-from eventor.errors import RecoveryError, StoreError
+from eventor.errors import OwnershipError, RecoveryError, StoreError
 from eventor.storage import lease, schema
 from eventor.storage.backend import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection, Engine, Select
@@ -50,15 +50,21 @@ _LONGEST_PAUSE = 1.0
 _OLDEST = 130_000
 """The version from which on it tells what has become of a transaction, as libpq writes it."""
 
-_IDLE = {True: "60s", False: "1h"}
-"""After what a transaction is undone of a program that is dead, or cannot be reached: soon of one
-that writes, and may have locked a run."""
+_READER_IDLE_SECONDS = 3600.0
+_LONGEST_LOCK_SECONDS = 5.0
+
+_LAST_TRY_SECONDS = 1.0
 
 _IN_THE_FUTURE = "22023"
 """What is said of a transaction's number that was never given, as it was forgotten in a crash."""
 
 _READ_ONLY_SERVER = "25006"
 """What a server says that has become a replica (postgresql.org, Error Codes)."""
+
+_TOO_LARGE = "54"
+"""With what begins what is said of something that is beyond a limit, and stays so."""
+
+_LOCKED = "55P03"
 
 _LOCK = 0x6576656E746F72
 """The word eventor: the number of the lock under which tables are made."""
@@ -71,8 +77,11 @@ _NOW = "SELECT clock_timestamp()"
 _SIZE = """SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)
     FROM unnest(%(names)s::text[]) AS name"""
 _SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname = %(name)s"
+_MAY_USE = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %(name)s"
 _SETTINGS = """SELECT set_config('TimeZone', 'UTC', false),
+    set_config('DateStyle', 'ISO', false),
     set_config('idle_in_transaction_session_timeout', %(idle)s, false),
+    set_config('lock_timeout', %(lock)s, false),
     CASE WHEN current_setting('synchronous_commit') = 'off'
         THEN set_config('synchronous_commit', 'on', false) END"""
 
@@ -83,15 +92,22 @@ class PostgreSQLBackend:
     Args:
         location: the database, and the schema.
         access: what it is opened for.
+        lease_seconds: after what a run may be taken over, if this is to own one. So long the lock
+            on a run stays, too, of a program that has died in the middle of a transaction, and that
+            the server cannot see.
     """
 
     shared = has_hosts = True
 
-    def __init__(self, location: Location, access: Access) -> None:
+    def __init__(self, location: Location, access: Access, lease_seconds: float) -> None:
         self._location = location
         self._access = access
-        writes = access is not Access.read
-        self.engine = _open_engine(location, lambda: self._patience, writes=writes)
+        self._brief = min(_LAST_TRY_SECONDS, lease_seconds / 6)
+        idle = _READER_IDLE_SECONDS
+        if access is not Access.read:
+            idle = min(lease_seconds, idle)
+        settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease_seconds / 6)}
+        self.engine = _open_engine(location, lambda: self._patience, settings)
         self._connection: Connection | None = None
         self._patience = _OPEN_SECONDS
         self._number: str | None = None
@@ -107,11 +123,11 @@ class PostgreSQLBackend:
 
     def write(self, work: Callable[[Connection], T], until: float) -> T:
         """Do work in a transaction, again if a connection was lost before it was committed."""
-        return _retried(functools.partial(self._write, work, until), until)
+        return self._retried(functools.partial(self._write, work), until)
 
     def read(self, work: Callable[[Connection], T], until: float) -> T:
         """Do work that writes nothing, again if a connection was lost."""
-        return _retried(functools.partial(self._read, work, until), until)
+        return self._retried(functools.partial(self._read, work), until)
 
     @contextmanager
     def looking(self) -> Iterator[Connection]:
@@ -216,6 +232,36 @@ class PostgreSQLBackend:
             return status if connection.execute(self._proof()).first() else None
         return status
 
+    def _retried(self, once: Callable[[float], T], until: float) -> T:
+        """Do what needs a connection, again after a while if that was lost, until it is too late.
+
+        A program that was stopped meanwhile, or has slept, tries once more when it goes on.
+        """
+        pause = _FIRST_PAUSE
+        held_up = False
+        while True:
+            try:
+                return once(until)
+            except DBAPIError as error:
+                now = lease.clock()
+                if not _passes(error):
+                    raise
+                if now + pause > until:
+                    if held_up or now < until + _LAST_TRY_SECONDS:
+                        self._explain(error)
+                        raise
+                    held_up, until = True, now + self._brief
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _explain(self, error: DBAPIError) -> None:
+        if getattr(error.orig, "sqlstate", None) == _LOCKED:
+            raise OwnershipError(
+                f"the run in the store {self._location} is locked by another program, which has "
+                "been in the middle of a transaction for too long; if it is stopped or cut off, "
+                "that is undone after its lease, or after 10 s if it owns no run"
+            ) from error
+
     @contextmanager
     def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:
         """Give a connection, which begins a transaction by itself; after an error it is closed."""
@@ -242,11 +288,12 @@ class PostgreSQLBackend:
 
     def _add_tables(self, connection: Connection) -> None:
         """Make the tables of a store, unless they are there."""
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
         if _has_tables(connection):
             self._check_version(connection)
             return
-        self._check_needed()
+        self._check_needed(connection)
         named = self._location.schema
         if named is not None:
             found = connection.exec_driver_sql(_SCHEMAS, {"name": named}).scalar_one()
@@ -259,10 +306,16 @@ class PostgreSQLBackend:
 
     def _check_tables(self, connection: Connection) -> None:
         if not _has_tables(connection):
-            self._check_needed()
+            self._check_needed(connection)
         self._check_version(connection)
 
-    def _check_needed(self) -> None:
+    def _check_needed(self, connection: Connection) -> None:
+        name = {"name": self._location.schema}
+        if connection.exec_driver_sql(_MAY_USE, name).scalar() is False:
+            raise StoreError(
+                f"the store {self._location} cannot be looked at: this user has not the right "
+                "(USAGE) to its schema"
+            )
         if self._access.value:
             raise RecoveryError(
                 f"there is nothing to {self._access.value}: the store {self._location} is empty"
@@ -321,31 +374,43 @@ def _part() -> None:
 os.register_at_fork(after_in_child=_part)
 
 
-def _open_engine(location: Location, patience: Callable[[], float], *, writes: bool) -> Engine:
-    """Return an engine whose connections are closed once a server is silent for so many seconds."""
+def _open_engine(
+    location: Location, patience: Callable[[], float], seconds: Mapping[str, float]
+) -> Engine:
+    """Return an engine for a location.
+
+    Args:
+        location: where it connects to.
+        patience: for how many seconds a server may be silent before a connection is closed.
+        seconds: for how long a transaction may be idle, and may wait for a lock.
+    """
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
+    settings = {name: f"{max(1, round(value * 1000))}ms" for name, value in seconds.items()}
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
-        seconds = max(2, math.ceil(patience()))  # libpq takes whole ones, from 2 on
-        named = {"connect_timeout": seconds, "fallback_application_name": "eventor", **named}
-        return _PatientConnection.connect(*given, **named)
-
-    @event.listens_for(engine, "connect")
-    def settle(connection: _PatientConnection, _record: Any) -> None:
+        timeout = max(2, math.ceil(patience()))  # libpq takes whole seconds, from 2 on
+        how: dict[str, Any] = {
+            "connect_timeout": timeout,
+            "fallback_application_name": "eventor",
+            **named,
+            "client_encoding": "utf8",
+        }
+        connection = _PatientConnection.connect(*given, **how)
+        connection.patience = patience
         try:
             _check_server(connection, location)
-            connection.patience = patience
-            connection.execute(_SETTINGS, {"idle": _IDLE[writes]})
+            connection.execute(_SETTINGS, settings)
             if location.schema is not None:
                 path = sql.Identifier(location.schema).as_string()
                 connection.execute("SELECT set_config('search_path', %s, false)", (path,))
             connection.commit()
-            _open.add(connection)
         except BaseException:
             connection.close()
             raise
+        _open.add(connection)
+        return connection
 
     return engine
 
@@ -357,30 +422,23 @@ def _check_server(connection: _PatientConnection, location: Location) -> None:
             f"the store {location} is on PostgreSQL {version // 10_000}; expected "
             f"{_OLDEST // 10_000} or later"
         )
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise StoreError(
+            f"the store {location} is in a database of the encoding {encoding}; expected UTF8, "
+            "since steps and sequences may have any name"
+        )
 
 
 def _has_tables(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.to_regclass(schema.schema.name).is_not(None))))
 
 
-def _retried(once: Callable[[], T], until: float) -> T:
-    """Do what needs a connection, again after a while if that was lost, until it is too late."""
-    pause = _FIRST_PAUSE
-    while True:
-        try:
-            return once()
-        except DBAPIError as error:
-            if not _passes(error) or lease.clock() + pause > until:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
 def _passes(error: DBAPIError) -> bool:
     """Tell whether what has failed may go well if it is tried again."""
-    cause = error.orig
+    state = getattr(error.orig, "sqlstate", None) or ""
     return (
         error.connection_invalidated
-        or isinstance(cause, psycopg.OperationalError)
-        or getattr(cause, "sqlstate", None) == _READ_ONLY_SERVER
-    )
+        or isinstance(error.orig, psycopg.OperationalError)
+        or state == _READ_ONLY_SERVER
+    ) and not state.startswith(_TOO_LARGE)

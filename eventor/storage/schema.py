@@ -89,7 +89,7 @@ LEFT JOIN (
         count(CASE WHEN status = 'failure' THEN 1 END) AS failure,
         count(CASE WHEN status = 'success' AND replay = 'skip' THEN 1 END) AS skipped
     FROM eventor_task GROUP BY run_id, recovery
-) ON of_run_id = eventor_recovery.run_id AND of_recovery = recovery"""
+) AS counted ON of_run_id = eventor_recovery.run_id AND of_recovery = recovery"""
 
 _SECONDS = {
     "sqlite": "round((julianday({end}) - julianday({begin})) * 86400, 3)",

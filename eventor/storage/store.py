@@ -60,6 +60,7 @@ class Store:
     Args:
         location: where it lives.
         access: what it is opened for.
+        lease_seconds: that of a run which is to be owned in it; others write for a moment alone.
 
     Attributes:
         location: as given.
@@ -70,9 +71,14 @@ class Store:
         RecoveryError: it has to exist, and there is none.
     """
 
-    def __init__(self, location: Location, access: Access = Access.begin) -> None:
+    def __init__(
+        self,
+        location: Location,
+        access: Access = Access.begin,
+        lease_seconds: float = _PATIENCE_SECONDS,
+    ) -> None:
         self.location = location
-        self.backend = _backend(location, access)
+        self.backend = _backend(location, access, lease_seconds)
         # One connection serves all threads of the program, one transaction after the other.
         self._lock = threading.RLock()
         self._holder: int | None = None
@@ -348,7 +354,7 @@ class Store:
             raise StoreError(f"the store {self.location} cannot {what}: {cause}") from error
 
 
-def _backend(location: Location, access: Access) -> Backend:
+def _backend(location: Location, access: Access, lease_seconds: float) -> Backend:
     if location.url is None:
         return SQLiteBackend(location, access)
     try:
@@ -357,7 +363,7 @@ def _backend(location: Location, access: Access) -> Backend:
         raise StoreError(
             f"the store {location} needs psycopg: pip install 'eventor[postgresql]' ({error})"
         ) from error
-    return PostgreSQLBackend(location, access)
+    return PostgreSQLBackend(location, access, lease_seconds)
 
 
 def _patient(until: float | None) -> float:
