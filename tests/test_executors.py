@@ -296,6 +296,34 @@ class OwnThreads(Executor):
         self.pool.shutdown(wait)
 
 
+class ByHand(Executor):
+    """Has a test do what is submitted, in a thread of the test's own."""
+
+    def __init__(self, do):
+        self.do = do
+        self.threads = []
+        self.errands = []
+
+    def submit(self, func, data):
+        future = Future()
+        future.set_running_or_notify_cancel()
+        self.errands.append(data)
+        thread = threading.Thread(target=self._do, args=(func, data, future))
+        self.threads.append(thread)
+        thread.start()
+        return future
+
+    def _do(self, func, data, future):
+        try:
+            future.set_result(self.do(func, data))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def shutdown(self, wait=True):
+        for thread in self.threads:
+            thread.join(30)
+
+
 @pytest.mark.parametrize("construct", [AtOnce, OwnThreads])
 def test_an_executor_of_another_kind_may_run_steps_in_this_process(make, construct, caplog):
     ev = make(config={"task_construct": construct, "max_concurrent": 4})
@@ -569,6 +597,55 @@ def test_a_factory_whose_executors_all_break_ends(make):
     assert all("BrokenProcessPool" in task.error for task in ev.tasks())
 
 
+class OfAClient(ByHand):
+    """As Dask's: of a client, which may close, and then nobody tells of what was submitted."""
+
+    class Client:
+        status = "running"
+
+    def __init__(self, close_in_attempt):
+        self._client = self.Client()
+        self.close_in_attempt = close_in_attempt
+        self.over = threading.Event()
+        super().__init__(self.run)
+
+    def run(self, func, data):
+        if len(self.threads) == self.close_in_attempt:
+            self._client.status = "closed"
+            self.over.wait(60)
+        return func(data)
+
+    def shutdown(self, wait=True):
+        self.over.set()
+        super().shutdown()
+
+
+def test_what_is_pending_on_a_closed_client_fails_and_so_does_what_comes_after(make):
+    with OfAClient(close_in_attempt=1) as executor:
+        ev = make(config={"task_construct": executor, "stop_on_exception": False})
+        lost = add(ev, plus, 1, name="lost", config={"max_attempts": 5})
+        ev.add_assoc(lost.complete, ev.add_step("after", plus, (1,), config={"max_attempts": 5}))
+        assert ev() is False
+    closed = "its executor was closed, as its client was"
+    first, second = the_task(ev, "lost").attempts
+    assert first.error == f"its worker was lost: {closed}"
+    advice = "a broken executor stays so; give a function that makes one as task_construct"
+    assert second.error == f"it could not be started: {closed}; {advice}"
+    assert the_task(ev, "after").error == second.error
+    assert len(executor.threads) == 1
+
+
+def test_in_the_place_of_a_closed_client_a_function_makes_another(make):
+    made = [OfAClient(close_in_attempt=1), OfAClient(close_in_attempt=0)]
+    left = iter(made)
+    with made[0]:
+        ev = make(config={"task_construct": lambda: next(left)})
+        add(ev, plus, 1, config={"max_attempts": 2})
+        assert ev() is True
+    assert the_task(ev).attempt == 2
+    assert [len(one.threads) for one in made] == [1, 1]
+
+
 # Wrong executors.
 
 
@@ -720,34 +797,6 @@ def test_nothing_of_eventors_is_left(script):
 
 
 # The worker's side, by hand.
-
-
-class ByHand(Executor):
-    """Has a test do what is submitted, in a thread of the test's own."""
-
-    def __init__(self, do):
-        self.do = do
-        self.threads = []
-        self.errands = []
-
-    def submit(self, func, data):
-        future = Future()
-        future.set_running_or_notify_cancel()
-        self.errands.append(data)
-        thread = threading.Thread(target=self._do, args=(func, data, future))
-        self.threads.append(thread)
-        thread.start()
-        return future
-
-    def _do(self, func, data, future):
-        try:
-            future.set_result(self.do(func, data))
-        except BaseException as error:
-            future.set_exception(error)
-
-    def shutdown(self, wait=True):
-        for thread in self.threads:
-            thread.join(30)
 
 
 @pytest.fixture

@@ -56,6 +56,16 @@ _LOOK_SECONDS = 1.0
 Arrival = Trigger | TaskEnded | TaskLaunched
 
 
+_CLOSED = "its executor was closed, as its client was"
+
+
+class _ClosedError(BrokenExecutor):
+    """An executor was closed, and may say nothing of what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(_CLOSED)
+
+
 @dataclass(eq=False, slots=True)
 class _Pool:
     """An executor, and whether any step has begun in it."""
@@ -250,9 +260,9 @@ class Submitter:
                 self._hear(key.data)
             elif key.fd == self._reading:
                 os.read(self._reading, 1 << 16)
-        if self._desk is not None and now >= self._look_at:
+        if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
-            self._desk.look()
+            self._look()
 
     def collect(self) -> list[Arrival]:
         """Return the triggers, processes and ends that have come in; pass on the log records."""
@@ -333,6 +343,16 @@ class Submitter:
         voice = remote.Voice(ticket, self)
         return remote.perform(call, voice, self._run_id, self._recovery, self._events)
 
+    def _look(self) -> None:
+        """Look for what nobody tells, from time to time."""
+        if self._desk is None:
+            return
+        self._desk.look()
+        for submission in list(self._submissions.values()):
+            future = submission.future
+            if future is not None and not future.done() and _is_closed(submission.pool.executor):
+                self._lose(submission, _ClosedError())
+
     def _submit(
         self, key: TaskKey, call: task.Call, *, once_more: bool = True
     ) -> int | Outcome | None:
@@ -352,7 +372,7 @@ class Submitter:
         return os.getpid() if pool.is_of_threads else None
 
     def _unfit(self, error: BrokenExecutor) -> Outcome:
-        told = f"it could not be started: {task.describe(error)}"
+        told = f"it could not be started: {_told(error)}"
         if self._make is not None:
             return failure(told)
         advice = "a broken executor stays so; give a function that makes one as task_construct"
@@ -361,6 +381,8 @@ class Submitter:
     def _give(self, submission: _Submission) -> None:
         """Give a submission to its executor."""
         pool = submission.pool
+        if _is_closed(pool.executor):
+            raise _ClosedError
         arguments: tuple[Any, ...]
         if pool.is_of_threads:
             submission.is_placed = True
@@ -508,7 +530,7 @@ class Submitter:
         names = {kind.__name__ for kind in type(error).__mro__}
         is_lost = is_broken or isinstance(error, CancelledError) or "KilledWorker" in names
         what = "its worker was lost" if is_lost else "its executor could not run it"
-        self._end(submission, failure(f"{what}: {task.describe(error)}"))
+        self._end(submission, failure(f"{what}: {_told(error)}"))
 
     def _end(self, submission: _Submission, outcome: Outcome) -> None:
         del self._submissions[submission.ticket]
@@ -546,6 +568,8 @@ class Submitter:
         thread.start()
 
     def _shut_down(self, executor: Executor, *, wait: bool = True) -> None:
+        if _is_closed(executor):
+            return  # and it would wait for ever for what it does not tell
         options = {"wait": wait}
         if not wait and "cancel_futures" in inspect.signature(executor.shutdown).parameters:
             options["cancel_futures"] = True
@@ -573,6 +597,15 @@ class Submitter:
             "eventor", logging.WARNING, "main.py", 0, message, (), None, "task_wrapper"
         )
         self._on_record(record)
+
+
+def _is_closed(executor: Executor) -> bool:
+    """Whether it is of a Client of Dask that is closed, as when its scheduler is gone for long."""
+    return getattr(getattr(executor, "_client", None), "status", None) == "closed"
+
+
+def _told(error: BaseException) -> str:
+    return _CLOSED if isinstance(error, _ClosedError) else task.describe(error)
 
 
 def _dumps(part: object, *, knows_main: bool) -> bytes:
