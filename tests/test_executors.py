@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
+from eventor import types
 from eventor.steps import line, remote, submit, task
 from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
@@ -595,6 +596,91 @@ def test_a_factory_whose_executors_all_break_ends(make):
     assert ev() is False
     assert {str(task.status) for task in ev.tasks()} == {"failure"}
     assert all("BrokenProcessPool" in task.error for task in ev.tasks())
+
+
+def answer(func, data, end):
+    end.send(func(data))
+
+
+class Forgets(ByHand):
+    """Runs each call in a process; if the first one dies, says so when the next has begun."""
+
+    def __init__(self):
+        self.over = threading.Event()
+        super().__init__(self.run)
+
+    def run(self, func, data):
+        if len(self.threads) > 1:
+            self.over.set()
+            self.threads[0].join(30)
+        here, there = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=answer, args=(func, data, there))
+        process.start()
+        there.close()
+        with here:
+            try:
+                return here.recv()
+            except EOFError:
+                self.over.wait(60)
+                return pickle.dumps(remote.Report(types.failure("it is late"), process.pid))
+            finally:
+                process.join()
+
+
+@pytest.mark.once
+def test_a_worker_is_lost_whose_executor_says_nothing_and_later_is_too_late(
+    make, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(submit, "_LOST_SECONDS", 0.1)
+    with Forgets() as executor:
+        ev = make(config={"task_construct": executor})
+        add(ev, die_once, tmp_path / "died", config={"max_attempts": 2})
+        assert ev() is True
+        assert executor.over.is_set()
+    told = "its worker was lost: its connection has ended, and its executor says nothing"
+    assert [attempt.error for attempt in the_task(ev).attempts] == [told, None]
+    assert ev.result("die_once", 1) == 2
+
+
+def cut_off_and_wait(path, how):
+    (opened,) = remote._lines.values()
+    how(opened._connection)
+    assert opened._connection.recv(1) == b""  # the other side has hung up, too
+    path.touch()
+    wait_until(lambda: not path.exists())
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_worker_is_lost_that_has_hung_up_and_none_on_whom_was_hung_up(
+    by_hand, monkeypatch, tmp_path, lost
+):
+    """As by the network, while it lives; or since it sends what nobody understands."""
+    monkeypatch.setattr(submit, "_LOST_SECONDS", 0.1)
+    monkeypatch.setattr(submit, "_LOOK_SECONDS", 0.01)
+    cut, looks = tmp_path / "cut", []
+    look = line.Desk.look
+
+    def count(self):
+        look(self)
+        if cut.exists() and not lost:
+            looks.append(time.monotonic())
+            if looks[-1] - looks[0] > 1:
+                cut.unlink()
+
+    monkeypatch.setattr(line.Desk, "look", count)
+
+    def hang_up(connection):
+        connection.shutdown(socket.SHUT_WR)
+
+    def say_nonsense(connection):
+        connection.sendall(b"\xff" * 100)
+
+    ev, _ = by_hand(lambda func, data: func(data), sleep_between_loops=0.05)
+    add(ev, cut_off_and_wait, cut, hang_up if lost else say_nonsense)
+    assert ev() is not lost
+    if lost:
+        assert "its worker was lost: its connection has ended" in the_task(ev).error
+        cut.unlink()
 
 
 class OfAClient(ByHand):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import math
 import os
 import pickle
 import secrets
@@ -106,11 +107,14 @@ class Caller:
     Attributes:
         since: when it has connected, by `time.monotonic`.
         is_known: whether it has signed anything; until then it may send a greeting alone.
+        ended: when it was seen to have hung up, by `time.monotonic`; infinite until then, and for
+            ever if it was this side that has.
     """
 
     def __init__(self, connection: socket.socket, key: bytes) -> None:
         self.since = time.monotonic()
         self.is_known = False
+        self.ended = math.inf
         self._connection = connection
         self._key = key
         self._nonce = secrets.token_bytes(_NONCE_BYTES)
@@ -140,6 +144,8 @@ class Caller:
                     messages.append(pickle.loads(frame))
                 except Exception:  # another version of eventor
                     self._heard = -1
+        if not data:
+            self.ended = time.monotonic()
         return messages, not data or self._is_strange()
 
     def answer(self, value: object) -> None:
@@ -253,7 +259,10 @@ class Desk:
         if caller in self._callers:
             try:
                 caller.answer(value)
+            except BlockingIOError:
+                self.forget(caller)
             except OSError:
+                caller.ended = time.monotonic()
                 self.forget(caller)
 
     def knows(self, caller: Caller | None) -> bool:

@@ -53,6 +53,10 @@ _PATIENCE_SECONDS = 5.0
 
 _LOOK_SECONDS = 1.0
 
+_LOST_SECONDS = 60.0
+"""How long a report may come after the line of its worker has ended: where results go by files of a
+network, others see a new one that late."""
+
 Arrival = Trigger | TaskEnded | TaskLaunched
 
 
@@ -348,10 +352,16 @@ class Submitter:
         if self._desk is None:
             return
         self._desk.look()
+        late = time.monotonic() - _LOST_SECONDS
         for submission in list(self._submissions.values()):
-            future = submission.future
-            if future is not None and not future.done() and _is_closed(submission.pool.executor):
+            future, caller = submission.future, submission.caller
+            if future is None or future.done():
+                continue
+            if _is_closed(submission.pool.executor):
                 self._lose(submission, _ClosedError())
+            elif caller is not None and caller.ended < late:
+                told = "its connection has ended, and its executor says nothing"
+                self._end(submission, failure(f"its worker was lost: {told}"))
 
     def _submit(
         self, key: TaskKey, call: task.Call, *, once_more: bool = True
