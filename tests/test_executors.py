@@ -23,7 +23,7 @@ import pytest
 import eventor as evr
 from eventor import types
 from eventor.steps import line, remote, submit, task
-from eventor.storage import owner
+from eventor.storage import lease, owner, sqlite_backend
 from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -1349,6 +1349,43 @@ def test_what_would_begin_after_the_lease_waits_until_it_is_renewed(make, by_han
     assert asked.is_set()
     assert len(told) >= 4
     assert the_task(ev).attempt == 1
+
+
+later = [0.0]
+"""Seconds by which a clock is ahead."""
+
+
+def take_long():
+    later[0] += 900
+
+
+@pytest.mark.parametrize("is_held_up", [False, True])
+def test_what_runs_in_submit_may_take_longer_than_the_lease(make, monkeypatch, is_held_up):
+    monkeypatch.setitem(globals(), "later", [0.0])
+    for module in (lease, submit):
+        monkeypatch.setattr(module, "clock", lambda: time.monotonic() + later[0])
+    monkeypatch.setattr(sqlite_backend.SQLiteBackend, "has_hosts", True)
+
+    class HeldUp(AtOnce):
+        def submit(self, func, *args):
+            later[0] += 900
+            return super().submit(func, *args)
+
+    ev = make(
+        config={
+            "task_construct": HeldUp if is_held_up else AtOnce,
+            "lease_seconds": 1000,
+            "max_concurrent": 3,
+            "stop_on_exception": False,
+        }
+    )
+    begin = ev.add_event("begin")
+    ev.add_assoc(begin, ev.add_step("take long", take_long))
+    ev.trigger_events(begin, range(3))
+    assert ev() is not is_held_up
+    # Before it begins nothing else could have made sure of the run; after that, each has.
+    error = remote.LATE if is_held_up else None
+    assert [task.error for task in ev.tasks()] == [error] * 3
 
 
 def test_an_executor_that_cannot_be_shut_down_is_warned_of(make, caplog):

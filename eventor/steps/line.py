@@ -63,7 +63,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class MayBegin(NamedTuple):
-    """The question whether a submission may begin, in the process of that pid."""
+    """The question why a submission may not begin in the process of that pid; None is no reason."""
 
     ticket: int
     pid: int

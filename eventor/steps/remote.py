@@ -42,6 +42,7 @@ _UNREACHABLE_SECONDS = 60.0
 _MOST_REACHED = 1_000
 
 TWICE = "its worker was lost, and the executor started it again"
+LATE = "it has not begun: another process may have taken over the run by then"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,8 @@ class Way(Protocol):
 class OwnerHere(Way, Protocol):
     """An owner in this process, as a worker finds it that is a thread of it."""
 
-    def admit(self, ticket: int) -> bool:
-        """Tell whether a submission may begin, to the first who asks alone."""
+    def admit(self, ticket: int) -> str | None:
+        """Tell the first who asks that a submission may begin, by None; others why it may not."""
 
     def perform(self, call: task.Call, ticket: int) -> Report:
         """Run a step that may begin, in this thread."""
@@ -233,13 +234,13 @@ def run(data: bytes) -> bytes:
 def _do(errand: Errand) -> Report:
     home = errand.home
     if (owner := _owner_here(home.address)) is not None:
-        if not owner.admit(errand.ticket):
-            return Report(failure(TWICE), None)
+        if (why := owner.admit(errand.ticket)) is not None:
+            return Report(failure(why), None)
         return owner.perform(task.rebuild(*pickle.loads(errand.call)), errand.ticket)
     try:
         line = _reach(home.address)
-        if line is not None and not line.ask(MayBegin(errand.ticket, os.getpid())):
-            return Report(failure(TWICE), None)
+        if line is not None and (why := line.ask(MayBegin(errand.ticket, os.getpid()))) is not None:
+            return Report(failure(why), None)
     except OSError as error:
         told = f"it has not begun: its worker lost touch with the program: {task.describe(error)}"
         return Report(failure(told), None)

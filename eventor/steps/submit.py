@@ -326,8 +326,8 @@ class Submitter:
                 raise BrokenPipeError("the flow has ended")
             self._tell(message)
 
-    def admit(self, ticket: int) -> bool:
-        """Tell whether a submission may begin, to the first who asks alone.
+    def admit(self, ticket: int) -> str | None:
+        """Tell the first who asks that a submission may begin, by None; others why it may not.
 
         While it is not sure that the run is still the owner's, a thread waits here.
         """
@@ -335,12 +335,12 @@ class Submitter:
             while self._is_late and not self._is_void and threading.get_ident() != self._thread:
                 self._admission.wait()
             if self._is_late:
-                return False
+                return remote.LATE
             submission = self._submissions.get(ticket)
             if submission is None or submission.has_begun or self._is_void:
-                return False
+                return remote.TWICE
             submission.has_begun = submission.pool.has_begun = True
-            return True
+            return None
 
     def perform(self, call: task.Call, ticket: int) -> remote.Report:
         """Run a step that may begin, in this thread."""
@@ -430,8 +430,8 @@ class Submitter:
 
     def _perform(self, submission: _Submission) -> remote.Report:
         """Run a step, in a thread of the executor."""
-        if not self.admit(submission.ticket):
-            return remote.Report(failure(remote.TWICE), None)
+        if (why := self.admit(submission.ticket)) is not None:
+            return remote.Report(failure(why), None)
         return self.perform(submission.call, submission.ticket)
 
     def _note(self, submission: _Submission, _future: Future[Any]) -> None:
@@ -462,12 +462,12 @@ class Submitter:
         """Answer whether a submission may begin."""
         if self._desk is None or not self._desk.knows(caller):
             return
-        may = self.admit(question.ticket)
-        if may:
+        why = self.admit(question.ticket)
+        if why is None:
             submission = self._submissions[question.ticket]
             submission.caller, submission.is_placed = caller, True
             self._arrivals.append(TaskLaunched(submission.key, question.pid))
-        self._desk.answer(caller, may)
+        self._desk.answer(caller, why)
 
     def _take(self, said: Said) -> None:
         submission = self._submissions.get(said.ticket)
