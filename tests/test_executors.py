@@ -759,9 +759,15 @@ class Client:
         """Do nothing."""
 
 
+class InterpreterPoolExecutor(ThreadPoolExecutor):
+    """As that of Python 3.14, by its name and its parent."""
+
+
 @pytest.mark.parametrize(
     ("construct", "words"),
     [
+        (InterpreterPoolExecutor, "expected an executor of threads or of processes; steps do not"),
+        (InterpreterPoolExecutor(), "expected an executor of threads or of processes; steps do no"),
         (Client(), r"expected an executor, which a Client of Dask gives: client.get_executor\(\)"),
         (5, "expected a class like .*; a concurrent.futures.Executor; or a function that takes"),
         (int, "expected a class like"),
@@ -787,6 +793,11 @@ def test_a_client_of_dask_is_refused(make, instances):
             no_executor,
             evr.ConfigError,
             "no_executor at .*, which returned 5; expected a concurrent",
+        ),
+        (
+            functools.partial(InterpreterPoolExecutor, 1),
+            evr.ConfigError,
+            "returned .*; expected an executor of threads or of processes; steps do not run in int",
         ),
         (Client, evr.ConfigError, r"a Client of Dask gives one: client.get_executor\(\)"),
         (raising, evr.LaunchError, "has made no executor: OSError: no cluster today"),

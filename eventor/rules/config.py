@@ -60,6 +60,8 @@ def _directory(value: object) -> str:
 
 
 def _construct(value: object) -> Any:
+    if _is_of_interpreters(value):
+        raise ValueError(_NO_INTERPRETERS)
     if is_worker_class(value) or is_executor(value):
         return value
     if _is_client(value):
@@ -90,6 +92,17 @@ def is_executor(value: object) -> TypeGuard[Executor]:
 def _is_client(value: object) -> bool:
     """Tell whether it is a Client of Dask, whose futures are none of `concurrent.futures`."""
     return not isinstance(value, type) and hasattr(value, "get_executor")
+
+
+_NO_INTERPRETERS = (
+    "an executor of threads or of processes; steps do not run in interpreters of their own"
+)
+
+
+def _is_of_interpreters(value: object) -> bool:
+    """Tell whether it is an InterpreterPoolExecutor, of Python 3.14 or later, or its class."""
+    kind = value if isinstance(value, type) else type(value)
+    return any(each.__name__ == "InterpreterPoolExecutor" for each in kind.__mro__)
 
 
 def _is_factory(value: object) -> bool:
@@ -444,14 +457,18 @@ def read_executor(made: object, factory: Callable[[], object]) -> Executor:
     """Return what a factory has made.
 
     Raises:
-        ConfigError: it is no executor.
+        ConfigError: it is no executor, or one of interpreters.
     """
-    if is_executor(made):
+    expected = "a concurrent.futures.Executor"
+    if _is_of_interpreters(made):
+        expected = _NO_INTERPRETERS
+    elif is_executor(made):
         return made
+    elif _is_client(made):
+        expected += "; a Client of Dask gives one: client.get_executor()"
     raise ConfigError(
-        f"task_construct in Eventor's config is {factory!r}, which returned {made!r}; expected "
-        "a concurrent.futures.Executor"
-        + ("; a Client of Dask gives one: client.get_executor()" if _is_client(made) else "")
+        f"task_construct in Eventor's config is {factory!r}, which returned {made!r}; "
+        f"expected {expected}"
     )
 
 
