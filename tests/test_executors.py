@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import selectors
 import signal
 import socket
@@ -1189,6 +1190,23 @@ def test_a_future_that_fails_otherwise_fails_its_step(by_hand):
     assert ev() is False
     expected = "its executor could not run it: ModuleNotFoundError: No module named 'eventor'"
     assert the_task(ev).error == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (None, "None"),
+        ("x", "'x'"),
+        (bytearray(b"x"), r"bytearray\(b'x'\)"),
+        (pickle.dumps(3), r"b'.*\.'"),
+    ],
+)
+def test_a_future_that_has_no_report_fails_its_step(by_hand, found, told):
+    ev, _ = by_hand(lambda func, data: found)
+    add(ev, plus, 1)
+    assert ev() is False
+    expected = f"its executor returned {told}, which is no report of a step"
+    assert re.fullmatch(expected, the_task(ev).error)
 
 
 def test_hooks_are_told_the_process_of_a_remote_step(on):

@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import pickle
+import reprlib
 import secrets
 import selectors
 import signal
@@ -491,20 +492,22 @@ class Submitter:
         if future is None or submission.ticket not in self._submissions:
             return
         error = CancelledError() if future.cancelled() else future.exception()
-        report: Any = None
-        if error is None:
-            report = future.result()
-            if isinstance(report, bytes):
-                try:
-                    report = pickle.loads(report)
-                except Exception as broken:
-                    error = broken
+        found = None if error is not None else future.result()
+        report = found
+        if isinstance(found, bytes):
+            try:
+                report = pickle.loads(found)
+            except Exception as broken:
+                error = broken
         if error is not None:
             self._lose(submission, error)
-            return
-        submission.report = report
-        submission.patient_until = time.monotonic() + _PATIENCE_SECONDS
-        self._held[submission] = None
+        elif not isinstance(report, remote.Report):
+            told = f"its executor returned {reprlib.repr(found)}, which is no report of a step"
+            self._end(submission, failure(told))
+        else:
+            submission.report = report
+            submission.patient_until = time.monotonic() + _PATIENCE_SECONDS
+            self._held[submission] = None
 
     def _let_go(self, submission: _Submission) -> None:
         """Let a task end whose report is there, once all is there that it has sent."""
