@@ -558,6 +558,33 @@ def test_a_worker_killed_from_outside_takes_no_others_with_it_that_retries_mend(
     assert [task.result for task in ev.tasks("beside")] == list(range(8))
 
 
+def ignore_sigterm_once(path):
+    """Wait in the first attempt, whatever comes; in the next one, for the end of that."""
+    if not path.exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        path.write_text(str(os.getpid()))
+        wait_until(lambda: False, 60)
+    first = int(path.read_text())
+    wait_until(lambda: not owner.is_running(owner.process_of(first)), 30)
+    return evr.current().attempt
+
+
+def die_once_after(path, died):
+    if not died.exists():
+        wait_until(lambda: path.exists() and path.read_text())
+    return die_once(died)
+
+
+@pytest.mark.once
+def test_what_ignores_sigterm_in_a_broken_pool_does_not_go_on_beside_its_retry(make, tmp_path):
+    ev = make(config={"task_construct": processes, "max_concurrent": 2})
+    path, retries = tmp_path / "pid", {"max_attempts": 2}
+    add(ev, ignore_sigterm_once, path, config=retries)
+    add(ev, die_once_after, path, tmp_path / "died", config=retries)
+    assert ev() is True
+    assert [task.result for task in ev.tasks()] == [2, 2]
+
+
 @pytest.mark.once
 def test_a_broken_instance_fails_its_steps_with_advice(make):
     with processes(1) as pool:

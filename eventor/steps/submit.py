@@ -575,6 +575,10 @@ class Submitter:
         if self._make is None or pool is not self._pool:
             return
         self._pool = None
+        if isinstance(pool.executor, ProcessPoolExecutor):
+            # It has asked them to end, and what ignores that would run beside its next attempt.
+            for process in list((getattr(pool.executor, "_processes", None) or {}).values()):
+                process.kill()
         # It may wait for workers that do not end at once.
         thread = threading.Thread(target=self._shut_down, args=(pool.executor,))
         self._ending.append(thread)
