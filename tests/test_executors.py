@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
@@ -868,12 +869,44 @@ def test_what_needs_a_process_of_eventors_own_is_refused(make, construct, name, 
         ev.add_step("s", plus, (1,), config=key)
 
 
-@pytest.mark.parametrize("host", [5, "", " ", "a\nb"])
+@pytest.mark.parametrize(
+    "host", [5, "", " ", "a\nb", "my host", "::1", "999.1.1.1", "10.1", "0.0.0.0", "x" * 64]
+)
 def test_a_wrong_callback_host_is_refused(make, host):
     with pytest.raises(
-        evr.ConfigError, match=r"callback_host in .*; expected the name or the addr"
+        evr.ConfigError, match=r"callback_host in .*; expected the name or the IPv4 addr"
     ):
         make(config={"callback_host": host})
+
+
+def test_a_callback_host_that_nobody_knows_is_told_before_anything_runs(make):
+    ev = make(config={"task_construct": AtOnce, "callback_host": "nowhere.invalid"})
+    add(ev, plus, 1)
+    told = "callback_host in .* is 'nowhere.invalid'; expected the name or the IPv4 address of this"
+    with pytest.raises(evr.LaunchError, match=told):
+        ev()
+    assert ev.tasks() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no other address for itself")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3", None])
+def test_with_a_loopback_address_the_port_is_open_to_this_host_alone(by_hand, host):
+    found = []
+
+    def do(func, data):
+        with socket.socket() as another:
+            found.append(another.connect_ex(("127.0.0.2", pickle.loads(data).home.address.port)))
+        return func(data)
+
+    ev, _ = by_hand(do, callback_host=host)
+    add(ev, plus, 1)
+    assert ev() is True
+    assert found == [errno.ECONNREFUSED if host else 0]
+
+
+def test_an_address_does_not_show_its_key():
+    address = line.Address((), 1, b"secret", owner.process_of(os.getpid()))
+    assert "secret" not in repr(address)
 
 
 def test_max_concurrent_has_no_limit_by_open_files(make):

@@ -8,6 +8,8 @@ import logging
 import math
 import multiprocessing
 import os
+import re
+import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
@@ -38,6 +40,9 @@ LONGEST_NAME, LONGEST_SEQUENCE = 500, 2_000
 an index has in PostgreSQL (postgresql.org, B-Tree Indexes), so that each store takes all flows."""
 
 _SHOWN = 40
+
+_LONGEST_LABEL = 63
+"""Characters between two dots of a host's name (RFC 1035)."""
 
 LONGEST_DELAY = 1_000_000_000.0
 """Seconds, some 30 years: what waits longer than that is a mistake."""
@@ -125,9 +130,21 @@ def _is_class_with(value: object, *names: str) -> bool:
 
 
 def _host(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.isprintable() and value.strip()):
+    if value is None or (isinstance(value, str) and _is_host(value)):
         return value
-    raise ValueError("the name or the address of this host, as others reach it, or None")
+    raise ValueError("the name or the IPv4 address of this host, as others reach it, or None")
+
+
+def _is_host(name: str) -> bool:
+    """Tell whether something may be the name of a host, or is an IPv4 address of one."""
+    if not re.fullmatch(r"[\w.-]{1,253}", name):
+        return False
+    if not re.fullmatch(r"[\d.]+", name):
+        return max(map(len, name.split("."))) <= _LONGEST_LABEL
+    try:
+        return any(socket.inet_pton(socket.AF_INET, name))
+    except OSError:
+        return False
 
 
 def _schema(value: object) -> str | None:
@@ -271,8 +288,9 @@ class Config:
             `concurrent.futures.Executor`, which whoever made it shuts down; or a function that
             takes nothing and returns one, which is called when `ev()` starts, and whose executor is
             shut down when that ends.
-        callback_host: the name or address at which the workers of an executor reach this host from
-            another; None is its own name and address. Workers on this host need it not.
+        callback_host: the name or IPv4 address at which the workers of an executor reach this host
+            from another; None is its own name and address, and a loopback address keeps the port
+            on this host. Workers on this host need it not.
         max_concurrent: how many steps may be in flight, with an executor those that have been
             submitted and have not ended; below 1 there is no limit.
         max_tasks_per_child: how many steps a process runs before it ends, one after the other; None

@@ -28,7 +28,7 @@ import struct
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import util
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,7 +93,7 @@ class Address:
 
     hosts: tuple[str, ...]
     port: int
-    key: bytes
+    key: bytes = field(repr=False)
     owner: Owner
 
 
@@ -441,3 +441,15 @@ def own_hosts() -> tuple[str, ...]:
         return (name,)
     # Some hosts know themselves by an address that is the same everywhere.
     return (name,) if address.startswith("127.") else (address, name)
+
+
+def hosts_of(given: str) -> tuple[str, ...]:
+    """Return at what this host is reached, of which that was said: nothing if it is itself alone.
+
+    Raises:
+        OSError: that is no name or address of a host.
+    """
+    if given.lower() == "localhost" or given.startswith("127."):
+        return ()
+    socket.gethostbyname(given)
+    return (given,)

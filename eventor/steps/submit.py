@@ -37,7 +37,7 @@ from eventor.rules.config import is_executor, read_executor
 from eventor.rules.plan import TaskEnded, TaskKey, TaskLaunched, Trigger, by_step
 from eventor.steps import remote, task
 from eventor.steps.fork import unwarned
-from eventor.steps.line import Caller, Desk, MayBegin, Said, WhichEvents, own_hosts
+from eventor.steps.line import Caller, Desk, MayBegin, Said, WhichEvents, hosts_of, own_hosts
 from eventor.steps.signals import blocked
 from eventor.storage.lease import clock
 from eventor.storage.owner import process_of
@@ -136,7 +136,8 @@ class Submitter:
 
     Raises:
         ConfigError: what was to make an executor has made something else.
-        LaunchError: it has raised, or there is no port at which workers could reach this process.
+        LaunchError: it has raised, or there is no port at which workers could reach this process,
+            or no host of that name.
     """
 
     def __init__(
@@ -597,17 +598,26 @@ class Submitter:
 
     def _open_desk(self, pool: _Pool) -> Desk:
         if self._desk is None:
-            hosts = (self._callback_host,) if self._callback_host else own_hosts()
+            hosts = () if pool.is_here else self._hosts()
             try:
-                self._desk = Desk(
-                    process_of(os.getpid()), () if pool.is_here else hosts, self._selector
-                )
+                self._desk = Desk(process_of(os.getpid()), hosts, self._selector)
                 remote.owners_here[self._desk.address.key] = self
             except OSError as error:
                 raise LaunchError(
                     f"there is no port at which workers can reach this process: {error}"
                 ) from error
         return self._desk
+
+    def _hosts(self) -> tuple[str, ...]:
+        if self._callback_host is None:
+            return own_hosts()
+        try:
+            return hosts_of(self._callback_host)
+        except OSError as error:
+            raise LaunchError(
+                f"callback_host in Eventor's config is {self._callback_host!r}; expected the name "
+                f"or the IPv4 address of this host: {error}"
+            ) from error
 
     def _warn(self, message: str) -> None:
         record = logging.getLogger("eventor").makeRecord(
