@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 DEPTH = 255
 """After how many turns a point is taken to belong to the set."""
 
+CONNECT_SECONDS = 5
+"""For how long a scheduler is looked for."""
+
 log = logging.getLogger("cluster")
 
 
@@ -60,20 +63,43 @@ def picture(size: int, strips: list[bytes]) -> bytes:
     return b"P5 %d %d %d\n" % (size, size, DEPTH) + b"".join(strips)
 
 
+class NoClusterError(Exception):
+    """There is no cluster on which steps could run."""
+
+
+def at_least_one(text: str) -> int:
+    """Read a number of things, of which there must be one."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is too few; expected 1 or more")
+    return number
+
+
 @contextlib.contextmanager
 def construct(dask: str | None, workers: int) -> Iterator[dict[str, Any]]:
-    """Give the config by which steps run on this machine, or on a cluster."""
+    """Give the config by which steps run on this machine, or on a cluster.
+
+    Raises:
+        NoClusterError: it cannot be had.
+    """
     if dask is None:
         yield {}
         return
-    from distributed import Client, LocalCluster  # noqa: PLC0415 (it need not be installed)
+    try:
+        from distributed import Client, LocalCluster  # noqa: PLC0415 (it need not be installed)
+    except ImportError as error:
+        raise NoClusterError(f"Dask cannot be imported, {error}: pip install distributed") from None
 
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         address: Any = dask or stack.enter_context(
             LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
         )
-        yield {"task_construct": stack.enter_context(Client(address)).get_executor()}
+        try:
+            client = stack.enter_context(Client(address, timeout=CONNECT_SECONDS))
+        except (OSError, ValueError) as error:  # ValueError: no such scheme
+            raise NoClusterError(f"no scheduler of Dask at {dask!r}: {error}") from None
+        yield {"task_construct": client.get_executor()}
 
 
 def run(given: argparse.Namespace, where: dict[str, Any]) -> bool:
@@ -123,16 +149,16 @@ def main() -> int:
     )
     parser.add_argument("--store", help="where the run is kept: a path or a URL")
     parser.add_argument("--out", type=Path, default=Path("cluster"), help="for all that is written")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--size", type=int, default=240, help="rows and columns of the picture")
-    parser.add_argument("--rows", type=int, default=20, help="rows of a strip")
+    parser.add_argument("--workers", type=at_least_one, default=os.cpu_count() or 1)
+    parser.add_argument("--size", type=at_least_one, default=240, help="rows and columns in all")
+    parser.add_argument("--rows", type=at_least_one, default=20, help="rows of a strip")
     parser.add_argument("--recover", action="store_true", help="go on with the run that was cut")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         with construct(given.dask, given.workers) as where:
             return 0 if run(given, where) else 1
-    except evr.EventorError as error:
+    except (evr.EventorError, NoClusterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -133,6 +133,24 @@ def test_a_backup_that_was_killed_goes_on_and_finds_what_was_damaged(tmp_path, l
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--rows", "0"), "argument --rows: 0 is too few; expected 1 or more"),
+        (("--size", "0"), "argument --size: 0 is too few; expected 1 or more"),
+        (("--workers", "-1"), "argument --workers: -1 is too few; expected 1 or more"),
+        (("--dask", "foo://x"), "error: no scheduler of Dask at 'foo://x': unknown address scheme"),
+        (("--dask", "127.0.0.1:1"), "error: no scheduler of Dask at '127.0.0.1:1': Timed out"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_told_in_a_line(tmp_path, options, told):
+    ran = run("cluster.py", *options, cwd=tmp_path)
+    assert ran.returncode == 2
+    assert told in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("store", ["kept.db"])  # and a PostgreSQL one, where there is a server
 def test_the_same_picture_is_drawn_here_and_on_a_cluster(tmp_path, store):
     drawn = {}
