@@ -151,11 +151,10 @@ def test_a_cluster_that_cannot_be_is_told_in_a_line(tmp_path, options, told):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("store", ["kept.db"])  # and a PostgreSQL one, where there is a server
-def test_the_same_picture_is_drawn_here_and_on_a_cluster(tmp_path, store):
+def test_the_same_picture_is_drawn_here_and_on_a_cluster(tmp_path, place):
     drawn = {}
     for out, options in (("here", ()), ("there", ("--dask", "--workers", "2"))):
-        ran = run("cluster.py", *options, "--out", out, "--store", f"{out}-{store}", cwd=tmp_path)
+        ran = run("cluster.py", *options, "--out", out, "--store", place.store, cwd=tmp_path)
         assert ran.returncode == 0, ran.stderr
         assert re.match(r"12 strips drawn by \d+ processes, 0 known before", ran.stdout)
         told = [line for line in ran.stderr.splitlines() if line.startswith("drawing strip")]
