@@ -3,7 +3,7 @@
 The Eventor, its loop and its store are the real ones. The clock is not, nor is the launcher: it
 starts nothing, and ends what it was given in a random order. Meanwhile other processes trigger
 events and ask for a stop, over a connection of their own. What a recovery should find is read
-from the tables here, naively, and never asked of eventor. With `--proofs 200` there are well over
+from the tables here, naively, and never asked of eventor. With `--proofs 400` there are well over
 100,000 flows.
 """
 
@@ -33,8 +33,8 @@ from eventor.storage.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
-FLOWS, QUICK_FLOWS = 500, 100
-SWEPT_FLOWS = 5
+FLOWS, QUICK_FLOWS = 300, 100
+SWEPT_FLOWS = 3
 POINTS = (4, 10, 30)
 LEASE = 2.5
 
