@@ -695,6 +695,7 @@ def test_whatever_hits_the_owner_nothing_is_lost_and_nothing_done_twice(world, r
     assert simulate(world, flows, live_through) > flows
 
 
+@pytest.mark.once
 @pytest.mark.timeout(600)
 def test_what_may_hit_the_owner_hits_it_somewhere(world):
     simulate(world, QUICK_FLOWS, lambda case, counter: live(case, world, str(next(counter))))
