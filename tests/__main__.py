@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
 GROUPS = 12
-WEIGHTS = {"test_simulation.py": 4}
+WEIGHTS = {"simulation": 4, "docs": 6, "examples": 3, "kills": 3, "package": 2, "timeouts": 2}
 """Of modules that take longer than by their size."""
 
 NO_TESTS = 5
@@ -26,7 +26,7 @@ def groups():
     """Return the modules in groups of about the same size, the largest module first."""
     found = [(0, []) for _ in range(GROUPS)]
     modules = {
-        path: path.stat().st_size * WEIGHTS.get(path.name, 1)
+        path: path.stat().st_size * WEIGHTS.get(path.stem.removeprefix("test_"), 1)
         for path in (ROOT / "tests").glob("test_*.py")
     }
     for path in sorted(modules, key=lambda path: (-modules[path], path)):
