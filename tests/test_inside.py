@@ -410,7 +410,8 @@ def test_a_handler_of_signals_may_trigger_and_log_in_the_middle(make, caplog):
 
     def step():
         here, came, within, numbers = evr.current(), [], [], itertools.count(1)
-        big = logging.getLogger("big")
+        # Not in the handler: in the middle of another, it would find a logger half made.
+        big, small = logging.getLogger("big"), logging.getLogger("small")
 
         def set_alarm():
             if len(came) < 200:
@@ -422,7 +423,7 @@ def test_a_handler_of_signals_may_trigger_and_log_in_the_middle(make, caplog):
             if len(within) < 3:  # or on a slow machine there would be no end of them
                 set_alarm()
             here.trigger("within", number)
-            logging.getLogger("small").warning("from the handler")
+            small.warning("from the handler")
             came.append(None)
             within.pop()
             if not within:
