@@ -12,7 +12,18 @@ _TRUSTED, _ENDED = 2 / 3, 5 / 6
 """The parts of a lease after which its owner trusts it no more, and after which nothing that it has
 started goes on."""
 
-_LAST_TRY_SECONDS = 1.0
+LAST_TRY_SECONDS = 1.0
+"""For how long who was held up until it was too late tries once more, at most."""
+
+
+def part_of(seconds: float) -> float:
+    """Return the seconds that are a small part of a lease."""
+    return seconds / 6
+
+
+def last_try(seconds: float) -> float:
+    """Return for how many seconds who was held up tries once more, given its lease."""
+    return min(LAST_TRY_SECONDS, part_of(seconds))
 
 
 def clock() -> float:
@@ -43,7 +54,7 @@ class Lease:
     @property
     def try_until(self) -> float:
         """Until when to try to renew it, by `clock`; if that is past, once more for a moment."""
-        last = clock() + min(_LAST_TRY_SECONDS, self.seconds / 6)
+        last = clock() + last_try(self.seconds)
         return max(self._renewed_at + self.seconds * _TRUSTED, last)
 
     @property
@@ -53,7 +64,7 @@ class Lease:
 
     def is_due(self, asked_at: float) -> bool:
         """Tell whether one that was asked for at that time should be renewed by now."""
-        return clock() > asked_at + self.seconds / 6
+        return clock() > asked_at + part_of(self.seconds)
 
     def renew(self, asked_at: float) -> None:
         """Take note that it was renewed, by who had asked for that at `asked_at` or later."""

@@ -53,8 +53,6 @@ _OLDEST = 130_000
 _READER_IDLE_SECONDS = 3600.0
 _LONGEST_LOCK_SECONDS = 5.0
 
-_LAST_TRY_SECONDS = 1.0
-
 _IN_THE_FUTURE = "22023"
 """What is said of a transaction's number that was never given, as it was forgotten in a crash."""
 
@@ -102,11 +100,11 @@ class PostgreSQLBackend:
     def __init__(self, location: Location, access: Access, lease_seconds: float) -> None:
         self._location = location
         self._access = access
-        self._brief = min(_LAST_TRY_SECONDS, lease_seconds / 6)
+        self._last_try = lease.last_try(lease_seconds)
         idle = _READER_IDLE_SECONDS
         if access is not Access.read:
             idle = min(lease_seconds, idle)
-        settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease_seconds / 6)}
+        settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds))}
         self.engine = _open_engine(location, lambda: self._patience, settings)
         self._connection: Connection | None = None
         self._patience = _OPEN_SECONDS
@@ -247,10 +245,10 @@ class PostgreSQLBackend:
                 if not _passes(error):
                     raise
                 if now + pause > until:
-                    if held_up or now < until + _LAST_TRY_SECONDS:
+                    if held_up or now < until + lease.LAST_TRY_SECONDS:
                         self._explain(error)
                         raise
-                    held_up, until = True, now + self._brief
+                    held_up, until = True, now + self._last_try
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
