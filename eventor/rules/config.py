@@ -516,13 +516,15 @@ def read_run_name(given: object) -> str:
     """
     if not isinstance(given, str) or not given.isprintable():
         raise ConfigError(f"the name is {given!r}; expected a str of printable characters")
-    if (size := len(given.encode())) > LONGEST_NAME:
-        raise ConfigError(too_long("the name", given, size, LONGEST_NAME))
+    if (told := too_long("the name", given, LONGEST_NAME)) is not None:
+        raise ConfigError(told)
     return given
 
 
-def too_long(what: str, given: str, size: int, longest: int) -> str:
-    """Say that a text is longer than a store can look it up by."""
+def too_long(what: str, given: str, longest: int) -> str | None:
+    """Say that a text has more bytes than a store can look it up by; None if it has not."""
+    if (size := len(given.encode())) <= longest:
+        return None
     return f"{what} is {given[:_SHOWN]!r}... of {size:,} bytes; expected {longest:,} at most"
 
 

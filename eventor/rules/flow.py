@@ -467,8 +467,8 @@ class Flow:
             raise DefinitionError(
                 f"the name of the {kind} is {name!r}; expected printable characters, at least one"
             )
-        if (size := len(name.encode())) > LONGEST_NAME:
-            raise DefinitionError(too_long(f"the name of the {kind}", name, size, LONGEST_NAME))
+        if (told := too_long(f"the name of the {kind}", name, LONGEST_NAME)) is not None:
+            raise DefinitionError(told)
         if name in taken:
             article = "an" if kind == "event" else "a"
             raise DefinitionError(
@@ -522,8 +522,8 @@ def read_sequence(given: object) -> Sequence:
     if isinstance(given, int) and not isinstance(given, bool) and given.bit_length() <= _INT_BITS:
         return int(given)
     if isinstance(given, str) and _storable(given):
-        if (size := len(given.encode())) > LONGEST_SEQUENCE:
-            raise TriggerError(too_long("the sequence", given, size, LONGEST_SEQUENCE))
+        if (told := too_long("the sequence", given, LONGEST_SEQUENCE)) is not None:
+            raise TriggerError(told)
         return str.__str__(given)
     raise TriggerError(
         f"the sequence is {given!r} ({type(given).__name__}); "
