@@ -115,16 +115,16 @@ class Groups:
         """Take in what has come over the pipe."""
         self._buffer += data
         whole = len(self._buffer) - len(self._buffer) % _RECORD.size
-        for what, group in _RECORD.iter_unpack(self._buffer[:whole]):
+        for what, number in _RECORD.iter_unpack(self._buffer[:whole]):
             if what == _BEGUN:
-                self._running.add(group)
+                self._running.add(number)
             elif what == _KILL:
                 self.condemned = True
             elif what == _ALLOWED:
-                self.allowed_until = group / _MILLI if group >= 0 else math.inf
+                self.allowed_until = number / _MILLI if number >= 0 else math.inf
             else:
-                self._running.discard(group)
-                self._left.add(group)
+                self._running.discard(number)
+                self._left.add(number)
         self._buffer = self._buffer[whole:]
         self.forget_empty()
 
