@@ -266,7 +266,7 @@ class History:
         """Return the events that a recovery has raised, in that order."""
         return self._store.events(run_id, recovery, event, sequence)
 
-    def count(self, run_id: int, recovery: int, *, live: bool = True) -> Counts:
+    def count(self, run_id: int, recovery: int, *, live: bool) -> Counts:
         """Return in numbers how things stand in a recovery, which is live or not."""
         return replace(self._store.count(run_id, recovery), live=live)
 
