@@ -904,7 +904,7 @@ class Eventor:
         changes = self._plan.note(self._inbox.take(), now)
         if changes:
             self._ledger.record(changes, now)
-            self._announcer.tell(changes, (), now)
+            self._announcer.tell(changes, now)
         for change in changes:
             self._journal.say(logging.DEBUG, repr(change), "trigger_event")
 

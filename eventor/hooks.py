@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from eventor.rules.plan import (
     EventRaised,
@@ -39,13 +39,6 @@ _ENDS = {
 }
 
 
-class _Attempt(NamedTuple):
-    """What is told of an attempt that runs: its number, and its process."""
-
-    attempt: int
-    pid: int | None
-
-
 class Announcer:
     """Tells hooks what has become of one recovery of a run.
 
@@ -66,7 +59,8 @@ class Announcer:
         self._recovery = recovery
         self._run_name = run_name
         self._journal = journal
-        self._attempts: dict[TaskKey, _Attempt] = {}
+        self._attempts: dict[TaskKey, int] = {}
+        self._pids: dict[TaskKey, int] = {}
 
     @contextlib.contextmanager
     def telling(self, hook: Hook) -> Iterator[None]:
@@ -81,22 +75,20 @@ class Announcer:
         """Tell that a call of `ev()` begins."""
         self._call(TransitionKind.run_started, now)
 
-    def tell(
-        self, changes: Iterable[Change], launched: Iterable[TaskLaunched], now: datetime
-    ) -> None:
+    def note(self, launched: TaskLaunched) -> None:
+        """Know in which process a task runs, of which it is told with what comes next of it."""
+        if self._hooks:
+            self._pids[launched.task] = launched.pid
+
+    def tell(self, changes: Iterable[Change], now: datetime) -> None:
         """Tell of changes.
 
         Args:
             changes: what was recorded, in that order.
-            launched: processes of tasks that have become active, now or before.
             now: the time with which it was recorded.
         """
         if not self._hooks:
             return
-        pids = {one.task: one.pid for one in launched}
-        for task, pid in pids.items():
-            if task in self._attempts:
-                self._attempts[task] = self._attempts[task]._replace(pid=pid)
         for change in changes:
             if isinstance(change, EventRaised):
                 self._call(
@@ -106,7 +98,7 @@ class Announcer:
                     sequence=change.sequence,
                     cause=change.cause,
                 )
-            elif (found := self._of_task(change, pids)) is not None:
+            elif (found := self._of_task(change)) is not None:
                 task, kind, told = found
                 self._call(kind, now, name=task.step, sequence=task.sequence, **told)
 
@@ -115,19 +107,17 @@ class Announcer:
     ) -> None:
         """Tell that a call of `ev()` ends: what it returns, or by which error."""
         self._attempts.clear()
+        self._pids.clear()
         told = None if error is None else describe(error)
         self._call(TransitionKind.run_ended, now, error=told, succeeded=succeeded)
 
-    def _of_task(
-        self, change: Change, pids: dict[TaskKey, int]
-    ) -> tuple[TaskKey, TransitionKind, dict[str, Any]] | None:
+    def _of_task(self, change: Change) -> tuple[TaskKey, TransitionKind, dict[str, Any]] | None:
         """Return what a change tells of a task; None for what is no transition of one."""
         told: dict[str, Any] = {}
         if isinstance(change, TaskActive):
             kind = TransitionKind.task_active
-            begun = _Attempt(change.attempt, pids.get(change.task))
-            self._attempts[change.task] = begun
-            told = begun._asdict()
+            self._attempts[change.task] = change.attempt
+            told = {"attempt": change.attempt, "pid": self._pids.get(change.task)}
         elif isinstance(change, TaskEnded):
             kind = _ENDS[change.outcome.status]
             told = self._told_of_end(change.task, change.outcome)
@@ -148,8 +138,12 @@ class Announcer:
         return change.task, kind, told
 
     def _told_of_end(self, task: TaskKey, outcome: Outcome) -> dict[str, Any]:
-        told = self._attempts.pop(task)._asdict()
-        return told | {"error": outcome.error, "traceback": outcome.traceback}
+        return {
+            "attempt": self._attempts.pop(task),
+            "pid": self._pids.pop(task, None),
+            "error": outcome.error,
+            "traceback": outcome.traceback,
+        }
 
     def _call(self, kind: TransitionKind, at: datetime, **told: Any) -> None:
         if not self._hooks:

@@ -267,7 +267,7 @@ class Loop:
             try:
                 failed = self._launch(changes)
             finally:  # they are recorded, whatever becomes of what they launch
-                self._announcer.tell(changes, self._unwritten, now)
+                self._announcer.tell(changes, now)
             self._report(changes)
             if max_loops is not None and any(isinstance(one, TaskActive) for one in changes):
                 launches += 1
@@ -423,6 +423,7 @@ class Loop:
         if not self._unwritten:
             self._unwritten_until = self._clock() + _UNWRITTEN_WAIT
         self._unwritten.append(launched)
+        self._announcer.note(launched)
 
     def _start(self, change: TaskActive) -> int | Outcome | None:
         """Start a task with the results that it needs; return as `Starter.start` does."""

@@ -1038,6 +1038,15 @@ def test_where_the_owner_cannot_be_reached_all_comes_with_the_end(by_hand, unrea
     assert "far away in info" in caplog.text
 
 
+def test_hooks_are_told_a_process_that_is_known_with_the_end_alone(by_hand, unreachable):
+    told = []
+    ev, _ = by_hand(lambda func, data: func(data), on_transition=told.append)
+    add(ev, os.getpid)
+    assert ev() is True
+    pids = [one.pid for one in told if one.kind in ("task_active", "task_success")]
+    assert pids == [None, os.getpid()]
+
+
 def test_a_trigger_that_could_not_be_checked_is_warned_of(by_hand, unreachable, caplog):
     ev, _ = by_hand(lambda func, data: func(data))
     add(ev, trigger_many, "nkown", [5])
