@@ -24,7 +24,14 @@ if "EVENTOR_TEST_POSTGRESQL" not in os.environ:
 
 
 def pytest_addoption(parser):
-    """Let the proofs of durability run for longer."""
+    """Let the proofs of durability run for longer, and tests on the kinds of store asked for."""
+    parser.addoption(
+        "--stores",
+        choices=("some", "both", "sqlite", "postgresql"),
+        default="some",
+        help="on which kinds of store to run what can be run on both; some (default): on both, but "
+        "on SQLite alone what a store can hardly change",
+    )
     parser.addoption(
         "--proofs",
         type=int,
@@ -35,14 +42,18 @@ def pytest_addoption(parser):
 
 
 def pytest_generate_tests(metafunc):
-    """Run what has a place for a store on each kind of store, or on those that it is marked for."""
+    """Run what has a place for a store on the kinds of store that are asked for."""
     marked = metafunc.definition.get_closest_marker("stores")
-    kinds = marked.args if marked else ("sqlite", "postgresql")
-    if "place" not in metafunc.fixturenames or kinds == ("sqlite",):
+    kind = marked.args[0] if marked else "both"
+    if "place" not in metafunc.fixturenames or kind == "sqlite":
         return
-    again = pytest.param("postgresql", marks=pytest.mark.postgresql)
-    both = ["sqlite", again]
-    metafunc.parametrize("place", both if len(kinds) > 1 else kinds, indirect=True)
+    asked = metafunc.config.getoption("--stores")
+    if kind == "either":
+        kind = "sqlite" if asked == "some" else asked
+    elif kind == "both" and asked != "some":
+        kind = asked
+    kinds = ("sqlite", "postgresql") if kind == "both" else (kind,)
+    metafunc.parametrize("place", kinds, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -50,7 +61,8 @@ def pytest_collection_modifyitems(config, items):
     out = {
         item
         for item in items
-        if item.get_closest_marker("postgresql")
+        if hasattr(item, "callspec")
+        and item.callspec.params.get("place") == "postgresql"
         and any(mark.name == "stores" for mark in item.callspec.marks)
     }
     config.hook.pytest_deselected(items=list(out))

@@ -13,7 +13,7 @@ import pytest
 import eventor as evr
 from eventor.rules.config import ELSEWHERE, StepConfig
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 
 @pytest.fixture

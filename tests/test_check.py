@@ -17,7 +17,7 @@ from eventor.types import FindingKind
 from tests.conftest import wait_until
 from tests.test_rules import TRANSITIONS, Case, build, cases, expressions, model
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 CANNOT_COME = {FindingKind.impossible_expression, FindingKind.unraised_event}
 

@@ -131,7 +131,7 @@ def simple(make):
     return build
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_live_run_is_shown_triggered_and_stopped_from_a_shell(start, run, data, tmp_path, place):
     process = start(PROGRAM, "restart", "well", "600", STORE=place.store)
     wait_until(lambda: run("show", place.store)[0] == 0)
@@ -158,7 +158,7 @@ def test_a_live_run_is_shown_triggered_and_stopped_from_a_shell(start, run, data
     assert shown.stdout.startswith("run 1.0 of daily has succeeded: 2 success\nprogram.py, began ")
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_crashed_run_is_told_from_others_and_its_recovery_takes_up_a_trigger(
     start, run, data, place
 ):
@@ -187,7 +187,7 @@ def test_a_crashed_run_is_told_from_others_and_its_recovery_takes_up_a_trigger(
     assert printed.splitlines()[-1].startswith("1 run deleted")
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_runs_are_listed_with_their_recoveries(failed, simple, run, data, place):
     simple(1, 2, step=lambda: None)
     simple(run_mode="recover")
@@ -215,7 +215,7 @@ def test_runs_are_listed_with_their_recoveries(failed, simple, run, data, place)
     assert len(data("runs", place.store, "--name", "daily")["runs"]) == 1
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run, data, place):
     code, printed, said = run("show", place.store, "--traceback", "--output")
     assert (code, said) == (0, "")
@@ -354,7 +354,7 @@ def test_what_reads_as_an_int_and_is_none_is_a_str():
     assert sequences_of("'") == ["'"]
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_trigger_names_its_sequence_with_its_type(simple, data, run, place):
     simple(name="old")
     simple(name="new")
@@ -398,7 +398,7 @@ WATCHED = """
 """
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 @pytest.mark.parametrize("bad", [True, *on_sqlite(False)])
 def test_a_run_is_watched_until_it_ends(start, tmp_path, bad, place):
     start(WATCHED, *["bad"] * bad, STORE=place.store)
@@ -501,7 +501,7 @@ def test_a_run_is_reported(failed, run, tmp_path):
     assert run("report", "flow.db", "-o", "-")[1].startswith("<!doctype html>")
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_prune_says_what_it_deletes_and_what_cannot_be_recovered_then(
     failed, simple, run, data, place
 ):
@@ -581,7 +581,7 @@ def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_pa
     assert list(csv.DictReader(io.StringIO(printed, newline=""))) == rows
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_json_has_runs_recoveries_tasks_and_events(failed, simple, run, place):
     simple("a", name="b")
     simple(name="b", run_mode="recover")
@@ -926,7 +926,7 @@ def test_another_store_is_not_written_over(simple, run, tmp_path):
     assert (tmp_path / "other.db").read_bytes() == before
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_what_a_command_reads_is_of_one_state(
     simple, make, run, data, monkeypatch, tmp_path, place
 ):

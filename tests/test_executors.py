@@ -30,7 +30,7 @@ from tests.conftest import sql, statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 
-pytestmark = pytest.mark.stores("sqlite")  # how steps are run does not depend on the store
+pytestmark = pytest.mark.stores("either")
 
 
 def processes(workers=2):

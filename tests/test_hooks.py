@@ -17,7 +17,7 @@ from eventor.storage.ledger import Ledger
 from eventor.types import Outcome, TaskStatus, failure
 from tests.conftest import statuses
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 
 def told(transitions):
@@ -58,7 +58,7 @@ def test_a_hook_is_told_of_each_transition_in_the_order_of_their_reasons(make):
     assert [one.succeeded for one in seen] == [None] * 9 + [False]
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_what_a_hook_is_told_is_what_the_store_tells(make):
     seen = []
     ev = make(config={"on_transition": seen.append})
@@ -110,7 +110,7 @@ def test_what_cannot_be_started_is_active_without_a_process_and_then_a_failure(m
     assert (failed.kind, failed.pid) == (Kind.task_failure, None)
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_what_a_recovery_skips_is_told_as_skipped(make):
     before = make()
     before.trigger_event(pair(before, second=boom))
@@ -132,7 +132,7 @@ def test_what_a_recovery_skips_is_told_as_skipped(make):
     ]
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_an_event_that_is_recorded_before_the_run_is_told_then_and_not_again(make):
     seen = []
     ev = make(config={"on_transition": seen.append})
@@ -178,7 +178,7 @@ def test_hooks_are_called_in_the_order_given_and_one_that_raises_is_told_of_once
     assert "first has raised upon run_started 1.0; the run goes on" in line
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_hook_may_trigger_events_and_read_the_tasks(make):
     found = []
 
@@ -199,7 +199,7 @@ def test_a_hook_may_trigger_events_and_read_the_tasks(make):
     assert [event.sequence for event in ev.events(more)] == [1, "last"]  # for the next call
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_what_a_hook_triggers_while_the_eventor_is_closed_is_recorded(make, place):
     def on_transition(transition):
         if transition.name == "go":
@@ -252,7 +252,7 @@ def test_what_is_no_exception_goes_through_and_cuts_the_run_short(make, error):
     assert str(seen[-1]) == f"run_ended 1.0: {error.__name__}"
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_run_that_fails_is_told_as_ended(make, place):
     seen = []
 
@@ -319,7 +319,7 @@ SELECT 'task_success', step FROM eventor_task WHERE status = 'success'
 """
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 @pytest.mark.parametrize(
     ("name", "kind"), [("go", "event_raised"), ("b", "task_active"), ("b", "task_success")]
 )

@@ -18,7 +18,7 @@ from eventor.rules.plan import EventRaised, TaskEnded
 from tests.conftest import statuses, wait_until
 from tests.test_data import CONSTRUCTS, each_construct
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 FORKSERVER = multiprocessing.get_context("forkserver").Process
 WORDS = ("NAME", "SEQUENCE", "RECOVERY")
@@ -190,7 +190,7 @@ PROGRAM = """
 """
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 @pytest.mark.parametrize(
     ("policy", "ran"),
     [("rerun", "ran ran "), pytest.param("skip", "ran ", marks=pytest.mark.stores("sqlite"))],

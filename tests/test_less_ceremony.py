@@ -22,7 +22,7 @@ from eventor.types import Cause, CauseKind, Outcome
 from tests.conftest import statuses
 from tests.test_rules import NOW
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 WORDS = ("ready", "active", "success", "failure", "complete")
 

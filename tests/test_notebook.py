@@ -10,7 +10,7 @@ from jupyter_client.manager import KernelManager
 
 import eventor as evr
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 
 @pytest.fixture

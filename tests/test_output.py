@@ -29,7 +29,7 @@ from eventor.steps import launch, output
 from eventor.steps.task import Captured
 from tests.conftest import sql, wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [

@@ -18,7 +18,7 @@ from eventor.steps.signals import Signals
 from eventor.storage import owner
 from tests.conftest import sql, statuses, wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 FORK = multiprocessing.get_context("fork").Process
 
@@ -517,7 +517,7 @@ def test_the_second_ends_what_ended_steps_have_left(start, tmp_path):
     wait_until(lambda: owner._start_of(left) is None)
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_look_of_another_thread_does_not_keep_a_run_from_its_begin(make):
     ev = make()
     go = ev.add_event("go")
@@ -550,7 +550,7 @@ def test_a_look_of_another_thread_does_not_keep_a_run_from_its_begin(make):
     assert called == [True]
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_look_of_a_signal_handler_in_a_transaction_is_refused_and_harms_nobody(make):
     """In between it may look; what runs goes on in any case."""
     ev = make()

@@ -21,7 +21,7 @@ import eventor as evr
 from eventor.storage import owner
 from tests.conftest import statuses, wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [None, threading.Thread, pytest.param(SPAWN, marks=pytest.mark.slow)]
@@ -175,7 +175,7 @@ def test_a_process_that_dies_is_a_failure(run_one, func, args, error):
     assert run_one(func, *args).error == error
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 @pytest.mark.parametrize("construct", CONSTRUCTS[:2])
 def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(run_one, construct, debug_log):
     task = run_one(lambda: [lambda: 1], construct=construct)
@@ -601,7 +601,7 @@ def test_a_step_that_closes_all_it_holds_does_not_keep_the_loop_busy(run_one, mo
     assert len(looks) < 100
 
 
-@pytest.mark.stores("sqlite", "postgresql")
+@pytest.mark.stores("both")
 def test_a_result_above_what_a_store_keeps_is_kept_as_its_repr(run_one, monkeypatch, debug_log):
     monkeypatch.setattr("eventor.steps.task.LARGEST_PICKLE", 1000)
     assert run_one(lambda: "x" * 900).result == "x" * 900

@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode
 import eventor as evr
 from eventor.telemetry import OpenTelemetry, _nanoseconds
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 
 class Traced:

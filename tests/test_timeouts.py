@@ -15,7 +15,7 @@ import eventor as evr
 from eventor.storage import owner
 from tests.conftest import statuses, wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [
