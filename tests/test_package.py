@@ -131,6 +131,18 @@ def test_public_names_are_those_that_are_promised():
 
 
 @pytest.mark.slow
+def test_nothing_of_postgresql_is_loaded_for_a_file(script):
+    ran = script("""
+        import sys
+        import eventor as evr
+
+        with evr.Eventor(store="flow.db", config={"logdir": "."}) as ev:
+            ev()
+        print([name for name in sys.modules if "postgresql" in name or "psycopg" in name])
+    """)
+    assert ran.stdout == "[]\n"
+
+
 def test_what_a_forked_step_executes_is_measured(script, tmp_path):
     ran = script(
         """

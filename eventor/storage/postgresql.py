@@ -298,8 +298,8 @@ class PostgreSQLBackend:
             if not found:  # else one would need a permission to do nothing
                 connection.execute(CreateSchema(named))
         schema.metadata.create_all(connection, checkfirst=False)
-        for view in schema.views("postgresql"):
-            connection.exec_driver_sql(view)
+        for statement in (*schema.indexes("postgresql"), *schema.views("postgresql")):
+            connection.exec_driver_sql(statement)
         connection.execute(insert(schema.schema), {"version": schema.VERSION})
 
     def _check_tables(self, connection: Connection) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     ForeignKeyConstraint,
-    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -96,6 +95,26 @@ _SECONDS = {
     "postgresql": "round(extract(epoch FROM {end} - {begin})::numeric, 3)::float8",
 }
 """How many seconds have passed between two times, as each kind of database tells it."""
+
+
+# Written out, for SQLAlchemy would load each kind of database to know of an index of some rows.
+_WAITING_INDEX = """CREATE INDEX eventor_request_waiting ON eventor_request (run_id)
+    WHERE taken_at IS NULL"""
+"""Of requests that wait, so that a look at them costs the same however many there have been."""
+
+_RESULT_INDEX = """CREATE INDEX eventor_task_result ON eventor_task (result_id)
+    WHERE result_id IS NOT NULL"""
+"""By it PostgreSQL sees that no task refers to a result which is deleted. For that, SQLite makes an
+index of its own, which nobody who uses the same file notices."""
+
+
+def indexes(kind: str) -> list[str]:
+    """Return the statements that make the indexes of some rows alone.
+
+    Args:
+        kind: of the database: *sqlite* or *postgresql*.
+    """
+    return [_WAITING_INDEX, _RESULT_INDEX] if kind == "postgresql" else [_WAITING_INDEX]
 
 
 def views(kind: str) -> list[str]:
@@ -186,8 +205,7 @@ MIGRATIONS = {
             PRIMARY KEY (request_id),
             FOREIGN KEY(run_id, recovery) REFERENCES eventor_recovery (run_id, recovery)
         )""",
-        """CREATE INDEX eventor_request_waiting ON eventor_request (run_id)
-            WHERE taken_at IS NULL""",
+        _WAITING_INDEX,
     ),
     4: (
         "ALTER TABLE eventor_recovery ADD COLUMN program TEXT",
@@ -387,17 +405,3 @@ request = Table(
     Column("answer", Text),
     ForeignKeyConstraint(["run_id", "recovery"], [recovery.c.run_id, recovery.c.recovery]),
 )
-
-# Of those that wait alone, so that a look at them costs the same however many there have been.
-Index(
-    "eventor_request_waiting",
-    request.c.run_id,
-    sqlite_where=request.c.taken_at.is_(None),
-    postgresql_where=request.c.taken_at.is_(None),
-)
-
-# By it PostgreSQL sees that no task refers to a result which is deleted. For that, SQLite makes an
-# index of its own, which nobody who uses the same file notices.
-Index(
-    "eventor_task_result", task.c.result_id, postgresql_where=task.c.result_id.is_not(None)
-).ddl_if(dialect="postgresql")

@@ -203,8 +203,8 @@ def add_tables(engine: Engine) -> None:
     with engine.connect().execution_options(**{WRITING: True}) as connection, connection.begin():
         if not inspect(connection).has_table(schema.schema.name):
             schema.metadata.create_all(connection)
-            for view in schema.views("sqlite"):
-                connection.exec_driver_sql(view)
+            for statement in (*schema.indexes("sqlite"), *schema.views("sqlite")):
+                connection.exec_driver_sql(statement)
             connection.execute(insert(schema.schema), {"version": schema.VERSION})
             return
         found = connection.scalar(select(schema.schema.c.version))
