@@ -14,19 +14,17 @@ from sqlalchemy import event
 
 import eventor as evr
 from eventor.storage import sqlite
-from tests.conftest import sql, statuses
+from tests import places, servers
+from tests.conftest import on_sqlite, sql, statuses
 from tests.test_cost import counting
 
-pytestmark = pytest.mark.stores("sqlite")
 
-
-def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path):
+def test_the_store_can_be_read_while_it_is_written(make, place):
     ev = make()
     go = ev.add_event("go")
 
     def look():
-        return sql(
-            tmp_path / "flow.db",
+        return place.sql(
             "SELECT step, sequence, sequence_type, status, attempt, cause_kind, cause_source,"
             " ended_at FROM eventor_task",
         )
@@ -37,20 +35,36 @@ def test_the_store_is_durable_and_can_be_read_while_it_is_written(make, tmp_path
     assert ev.tasks()[0].result == [
         ("look", "7", "str", "active", 1, "association", "go", None),
     ]
-    assert sql(tmp_path / "flow.db", "PRAGMA journal_mode") == [("wal",)]
+
+
+@pytest.mark.stores("sqlite")
+def test_what_is_committed_is_on_the_disk_and_refers_to_what_is_there(make, place):
+    ev = make()
+    assert place.sql("PRAGMA journal_mode") == [("wal",)]
     with ev._store.backend.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
-def test_the_store_carries_its_version_owner_and_lineage(make, tmp_path):
+@pytest.mark.stores("postgresql")
+@pytest.mark.parametrize(
+    ("given", "kept"), [("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")]
+)
+def test_who_commits_waits_for_the_disk_whatever_the_server_is_set_to(make, place, given, kept):
+    ev = make(f"{place.store}&options=-csynchronous_commit%3D{given}")
+    with ev._store.backend.engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == kept
+
+
+def test_the_store_carries_its_version_owner_and_lineage(make, place):
     ev = make(name="mine")
-    query = "SELECT name, recovery, based_on, owner_pid IS NULL FROM eventor_recovery, eventor_run"
-    assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 0)]
+    query = """SELECT name, recovery, based_on, owner_pid IS NULL
+        FROM eventor_recovery, eventor_run ORDER BY recovery"""
+    assert place.sql(query) == [("mine", 0, None, False)]
     ev.close()
     make(name="mine", run_mode="recover").close()
-    assert sql(tmp_path / "flow.db", query) == [("mine", 0, None, 1), ("mine", 1, 0, 1)]
-    assert sql(tmp_path / "flow.db", "SELECT version FROM eventor_schema") == [(5,)]
+    assert place.sql(query) == [("mine", 0, None, True), ("mine", 1, 0, True)]
+    assert place.sql("SELECT version FROM eventor_schema") == [(5,)]
 
 
 UNDO = {
@@ -81,6 +95,7 @@ UNDO = {
 """What makes a store of the version before out of one that has no more than one recovery."""
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path, version):
     def build(**arguments):
@@ -113,9 +128,33 @@ def test_a_store_of_an_earlier_version_is_brought_up_to_this_one(make, tmp_path,
     assert sorted(sql(store, columns)) == sorted(sql(fresh, columns))
 
 
-def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
-    ran = tmp_path / "ran"
+@pytest.fixture
+def impatient(place, monkeypatch):
+    """Let no Eventor wait for long for a lock that another program holds."""
+    if isinstance(place, places.File):
+        monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    else:
+        monkeypatch.setattr("eventor.storage.postgresql._LONGEST_LOCK_SECONDS", 0.05)
+        # It would be past all leases before the second try.
+        monkeypatch.setattr("eventor.storage.postgresql._FIRST_PAUSE", 1_000_000)
+
+
+def lock(place):
+    """Keep others from writing to a run, as another program would; return its connection."""
+    if isinstance(place, places.File):
+        connection = sqlite3.connect(place.store, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+    else:
+        connection = servers.connect(place.server, place.name)
+        connection.execute("SELECT * FROM eventor_run FOR UPDATE")
+    return connection
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(
+    make, place, tmp_path, monkeypatch
+):
+    ran, held = tmp_path / "ran", []
 
     def build(**arguments):
         ev = make(**arguments)
@@ -126,21 +165,21 @@ def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_
 
     ev, first = build()
     ev.trigger_event(first)
-    other = sqlite3.connect(tmp_path / "flow.db", isolation_level=None)
     record = ev._ledger.record
 
     def record_late(changes, now):
         if any(getattr(change, "outcome", None) for change in changes):
-            other.execute("BEGIN IMMEDIATE")
+            held.append(lock(place))
         record(changes, now)
 
     monkeypatch.setattr(ev._ledger, "record", record_late)
-    with pytest.raises(evr.StoreError, match=r"flow.db cannot record what happened: .*locked"):
+    with pytest.raises(evr.EventorError, match="locked"):
         ev()
     assert not ran.exists()
     with pytest.raises(evr.UsageError, match="recover the run"):
         ev.trigger_event(first)
-    other.close()
+    held[0].rollback()
+    held[0].close()
     ev.close()
 
     ev, _ = build(run_mode=evr.RunMode.recover)
@@ -149,6 +188,7 @@ def test_a_lock_that_is_held_too_long_stops_the_run_and_loses_nothing(make, tmp_
     assert [task.replay for task in ev.tasks()] == ["rerun", None]
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("empty_file", [False, True])
 def test_many_programs_make_one_store_at_the_same_time(tmp_path, empty_file):
     """Each gets a run of its own, and what one of them made is never taken from the others."""
@@ -181,8 +221,9 @@ def test_many_programs_make_one_store_at_the_same_time(tmp_path, empty_file):
     assert not [path for path in place.iterdir() if ".new" in path.name]
 
 
-def test_another_thread_reads_while_the_flow_runs(make):
-    ev = make(store=":memory:", config={"task_construct": threading.Thread})
+@pytest.mark.parametrize("store", [None, *on_sqlite(":memory:")])
+def test_another_thread_reads_while_the_flow_runs(make, store):
+    ev = make(store, config={"task_construct": threading.Thread})
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("s", func=lambda: [str(task.status) for task in ev.tasks()]))
     ev.trigger_event(go)
@@ -207,6 +248,7 @@ connection.close()
 """
 
 
+@pytest.mark.stores("sqlite")
 def test_eventors_side_by_side_keep_their_locks_on_the_store(make, tmp_path):
     """Else a reader would take itself for the last one, and remove the log when it leaves."""
     store = tmp_path / "flow.db"
@@ -229,6 +271,7 @@ def test_eventors_side_by_side_keep_their_locks_on_the_store(make, tmp_path):
     assert (tmp_path / "flow.db-wal").exists()
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 def test_a_new_store_is_not_made_beside_the_log_of_another(make, tmp_path, suffix):
     log = tmp_path / f"flow.db{suffix}"
@@ -241,6 +284,7 @@ def test_a_new_store_is_not_made_beside_the_log_of_another(make, tmp_path, suffi
     assert make().run_id == 1
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_may_be_named_by_links(make, tmp_path):
     (tmp_path / "place").mkdir()
     (tmp_path / "link.db").symlink_to(tmp_path / "place/real.db")
@@ -259,6 +303,7 @@ def test_a_store_may_be_named_by_links(make, tmp_path):
         make(tmp_path / "round.db")
 
 
+@pytest.mark.stores("sqlite")
 def test_what_a_link_leads_to_is_left_as_it_is_if_it_is_no_store(make, tmp_path):
     other = sqlite3.connect(tmp_path / "other.db", isolation_level=None)
     other.execute("PRAGMA journal_mode = WAL")
@@ -270,6 +315,7 @@ def test_what_a_link_leads_to_is_left_as_it_is_if_it_is_no_store(make, tmp_path)
     other.close()
 
 
+@pytest.mark.stores("sqlite")
 def test_a_path_need_not_be_utf_8(make, tmp_path):
     store = os.fsencode(tmp_path) + b"/caf\xe9 %20?#.db"
     make(os.fsdecode(store)).close()
@@ -277,6 +323,7 @@ def test_a_path_need_not_be_utf_8(make, tmp_path):
     assert store in {os.fsencode(path) for path in tmp_path.iterdir()}
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
 def test_a_store_is_made_where_files_have_one_name_only(make, tmp_path, monkeypatch, number):
     def refuse(*_):
@@ -288,6 +335,7 @@ def test_a_store_is_made_where_files_have_one_name_only(make, tmp_path, monkeypa
     assert not list(tmp_path.glob("*.new*"))
 
 
+@pytest.mark.stores("sqlite")
 def test_a_fault_while_a_store_is_made_leaves_nothing(make, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, "no luck")
@@ -300,6 +348,7 @@ def test_a_fault_while_a_store_is_made_leaves_nothing(make, tmp_path, monkeypatc
     assert make().run_id == 1
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_that_another_eventor_has_just_migrated_is_refused(make, tmp_path, monkeypatch):
     make().close()
     check = sqlite.check_file
@@ -313,16 +362,16 @@ def test_a_store_that_another_eventor_has_just_migrated_is_refused(make, tmp_pat
         make()
 
 
-def test_a_run_that_cannot_be_released_is_told_of(make, tmp_path, debug_log):
+def test_a_run_that_cannot_be_released_is_told_of(make, place, debug_log):
     ev = make()
-    (tmp_path / "flow.db").chmod(0o444)
+    place.sql("ALTER TABLE eventor_recovery RENAME TO away")
     ev.close()
     assert "Others can recover run 1 once this program has ended" in debug_log()
-    (tmp_path / "flow.db").chmod(0o644)
+    place.sql("ALTER TABLE away RENAME TO eventor_recovery")
     assert make(run_mode=evr.RunMode.recover).recovery == 1
 
 
-def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
+def test_a_pass_is_recorded_whole_or_not_at_all(make, place):
     ev = make()
     go, then = ev.add_event("go"), ev.add_event("then")
     ev.add_assoc(go, ev.add_step("s", func=int, triggers={"at_success": then}))
@@ -330,13 +379,14 @@ def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
     ev.trigger_event(go)
     seen = []
 
-    def refuse(_connection, _cursor, statement, *_):
+    def refuse(_connection, _cursor, statement, parameters, *_):
         if statement.startswith("UPDATE eventor_task") and "ended_at" in statement:
-            seen.append(sql(tmp_path / "flow.db", "SELECT count(*) FROM eventor_event"))
-            raise sqlite3.OperationalError("no luck")
+            seen.append(place.sql("SELECT count(*) FROM eventor_event"))
+            statement = statement.replace("eventor_task", "no_luck")
+        return statement, parameters
 
-    event.listen(ev._store.backend.engine, "before_cursor_execute", refuse)
-    with pytest.raises(evr.StoreError, match="no luck"):
+    event.listen(ev._store.backend.engine, "before_cursor_execute", refuse, retval=True)
+    with pytest.raises(evr.StoreError, match="no_luck"):
         ev()
     event.remove(ev._store.backend.engine, "before_cursor_execute", refuse)
     # The event `then` was written before it was refused, in the same transaction.
@@ -345,6 +395,7 @@ def test_a_pass_is_recorded_whole_or_not_at_all(make, tmp_path):
     assert statuses(ev) == {"s[1]": "active"}
 
 
+@pytest.mark.stores("sqlite")
 def test_a_connection_that_cannot_be_settled_is_closed(tmp_path, monkeypatch):
     """Else it would be left to the garbage collector, and warned of."""
     made = []
@@ -362,19 +413,24 @@ def test_a_connection_that_cannot_be_settled_is_closed(tmp_path, monkeypatch):
         made[0].cursor()
 
 
-def test_a_commit_that_fails_leaves_nothing_open(make, tmp_path):
+def test_a_commit_that_fails_leaves_nothing_open(make, place):
     ev = make()
     ev.trigger_event(ev.add_event("go"))
-
-    def refuse(_connection):
-        raise sqlite3.OperationalError("no luck")
-
-    event.listen(ev._store.backend.engine, "commit", refuse)
-    with pytest.raises(evr.StoreError, match="no luck"):
+    # What refers to nothing is found at the end of a transaction.
+    wrong = "INSERT INTO wrong VALUES (99)"
+    place.sql(
+        "CREATE TABLE wrong (version INTEGER"
+        " REFERENCES eventor_schema (version) DEFERRABLE INITIALLY DEFERRED)",
+        f"CREATE TRIGGER too AFTER INSERT ON eventor_event BEGIN {wrong}; END"
+        if isinstance(place, places.File)
+        else f"CREATE RULE too AS ON INSERT TO eventor_event DO ALSO {wrong}",
+    )
+    with counting(ev) as counted, pytest.raises(evr.StoreError, match=r"(?i)foreign key"):
         ev()
-    event.remove(ev._store.backend.engine, "commit", refuse)
+    assert counted["commits"] == counted["INSERT event"] == 1
     ev.close()
-    assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
+    assert place.sql("SELECT owner_pid FROM eventor_recovery") == [(None,)]
+    assert place.sql("SELECT * FROM eventor_event") == []
 
 
 def test_how_things_stand_is_counted_in_one_query(make):
