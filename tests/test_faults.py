@@ -9,9 +9,7 @@ import threading
 import pytest
 
 import eventor as evr
-from tests.conftest import sql
-
-pytestmark = pytest.mark.stores("sqlite")
+from tests.conftest import on_sqlite
 
 FUZZ, QUICK_FUZZ = 400, 60
 
@@ -33,22 +31,31 @@ def replace(path):
     other.rename(path)
 
 
-@pytest.mark.parametrize(
-    ("fault", "mend", "told"),
-    [
-        (lambda path: path.rename(f"{path}.away"), None, "No such file or directory"),
-        (lambda path: path.with_name("flow.db-wal").unlink(), None, "No such file or directory"),
-        (replace, None, "replaced while it was in use"),
-        (lambda path: path.chmod(0o444), lambda path: path.chmod(0o644), "made read-only"),
-    ],
-    ids=["deleted", "log deleted", "replaced", "read-only"],
-)
-def test_nothing_goes_on_in_a_store_whose_file_is_not_what_it_was(
-    make, tmp_path, fault, mend, told, debug_log
+FAULTS = {
+    "deleted": (lambda place: place.clear(), None, "(No such file or directory|does not exist)"),
+    "log deleted": (
+        lambda place: place.store.with_name("flow.db-wal").unlink(),
+        None,
+        "No such file or directory",
+    ),
+    "replaced": (lambda place: replace(place.store), None, "replaced while it was in use"),
+    "read-only": (
+        lambda place: place.store.chmod(0o444),
+        lambda place: place.store.chmod(0o644),
+        "made read-only",
+    ),
+}
+"""What becomes of a store, what mends it, and what is told of it."""
+
+
+@pytest.mark.parametrize("fault", ["deleted", *on_sqlite("log deleted", "replaced", "read-only")])
+def test_nothing_goes_on_in_a_store_that_is_not_what_it_was(
+    make, place, tmp_path, fault, debug_log
 ):
-    path, ran = tmp_path / "flow.db", tmp_path / "ran"
-    ev = build(make, lambda: fault(path), ran.touch)
-    with pytest.raises(evr.StoreError, match=f"flow.db cannot record what happened: .*{told}"):
+    do, mend, told = FAULTS[fault]
+    ran = tmp_path / "ran"
+    ev = build(make, lambda: do(place), ran.touch)
+    with pytest.raises(evr.StoreError, match=f"cannot record what happened: .*{told}"):
         ev()
     assert not ran.exists()
     assert "Running step fault[1]" in debug_log()
@@ -57,13 +64,14 @@ def test_nothing_goes_on_in_a_store_whose_file_is_not_what_it_was(
         ev()
     ev.close()
     if mend is not None:
-        mend(path)
+        mend(place)
         ev = build(make, int, ran.touch, run_mode=evr.RunMode.recover)
         assert ev() is True
         assert ran.exists()
         assert [task.replay for task in ev.tasks()] == ["rerun", None]
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_that_is_full_stops_the_run_and_is_recovered_once_there_is_room(make, tmp_path):
     ran = tmp_path / "ran"
     ev = build(make, lambda: os.urandom(1_000_000), ran.touch)
@@ -91,6 +99,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.stores("sqlite")
 def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(make, small_disk):
     store, ballast = small_disk / "flow.db", small_disk / "ballast"
 
@@ -123,6 +132,7 @@ def test_a_disk_that_is_full_stops_the_run_and_loses_nothing(make, small_disk):
     assert evr.StepReplay.skip not in replays[done:]
 
 
+@pytest.mark.stores("sqlite")
 def test_a_disk_that_is_full_when_a_store_is_made_leaves_none(make, small_disk):
     store, ballast = small_disk / "flow.db", small_disk / "ballast"
     told = []
@@ -143,6 +153,7 @@ def test_a_disk_that_is_full_when_a_store_is_made_leaves_none(make, small_disk):
     assert all("full" in words or "No space" in words or "I/O" in words for words in told)
 
 
+@pytest.mark.stores("sqlite")
 def test_an_error_of_the_disk_is_told(script):
     ran = script("""
         import resource
@@ -166,6 +177,7 @@ def test_an_error_of_the_disk_is_told(script):
     assert "flow.db cannot record what happened: " in ran.stdout, ran.stderr
 
 
+@pytest.mark.stores("sqlite")
 def test_a_store_that_is_made_read_only_is_not_begun(make, tmp_path):
     make().close()
     (tmp_path / "flow.db").chmod(0o444)
@@ -173,35 +185,35 @@ def test_a_store_that_is_made_read_only_is_not_begun(make, tmp_path):
         make()
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("table", ["eventor_recovery", "eventor_task", "eventor_event"])
-def test_a_damaged_page_is_told(make, tmp_path, table):
-    path = tmp_path / "flow.db"
+def test_a_damaged_page_is_told(make, place, table):
     with build(make) as ev:
         ev()
-    ((page,),) = sql(path, f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
-    ((size,),) = sql(path, "PRAGMA page_size")
-    with path.open("r+b") as file:
+    ((page,),) = place.sql(f"SELECT rootpage FROM sqlite_master WHERE name = '{table}'")
+    ((size,),) = place.sql("PRAGMA page_size")
+    with place.store.open("r+b") as file:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
     with pytest.raises(evr.StoreError, match=r"flow.db cannot .*(malformed|damaged)"):
         build(make, run_mode=evr.RunMode.recover)()
 
 
-def test_a_task_that_a_stranger_has_removed_stops_the_run(make, tmp_path):
+def test_a_task_that_a_stranger_has_removed_stops_the_run(make, place, tmp_path):
     ran = tmp_path / "ran"
-    ev = build(make, lambda: sql(tmp_path / "flow.db", "DELETE FROM eventor_task"), ran.touch)
+    ev = build(make, lambda: place.sql("DELETE FROM eventor_task"), ran.touch)
     with pytest.raises(evr.StoreError, match="a task that was recorded is not there any more"):
         ev()
     assert not ran.exists()
 
 
-def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
+@pytest.mark.parametrize("based_on", [1, 5, *on_sqlite("'x'")])
+def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, place, based_on):
     make().close()
     make(run_mode="recover").close()
-    for based_on in (1, 5, "'x'"):
-        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET based_on = {based_on}")
-        with pytest.raises(evr.StoreError, match="something that eventor has not written"):
-            make(run_mode="recover")
+    place.sql(f"UPDATE eventor_recovery SET based_on = {based_on}")
+    with pytest.raises(evr.StoreError, match="something that eventor has not written"):
+        make(run_mode="recover")
 
 
 @pytest.mark.parametrize(
@@ -209,26 +221,41 @@ def test_a_line_of_recoveries_that_goes_in_a_circle_is_told(make, tmp_path):
     [
         "UPDATE eventor_task SET status = 'odd'",
         "UPDATE eventor_task SET sequence = 'x', sequence_type = 'int'",
-        "UPDATE eventor_recovery SET heartbeat_at = 7, owner_pid = 'x', owner_began = 'x'",
-        "UPDATE eventor_recovery SET recovery = 9223372036854775807",
-        "UPDATE eventor_recovery SET keeper_pid = 'x'",
-        "UPDATE eventor_definition SET definition = printf('%.*c', 200000, '[')",
-        "DROP TABLE eventor_task",
+        pytest.param(f"UPDATE eventor_definition SET definition = '{'[' * 200_000}'", id="nested"),
+        "DROP VIEW eventor_v_run; DROP VIEW eventor_v_task; DROP TABLE eventor_task",
         "ALTER TABLE eventor_task RENAME COLUMN traceback TO told",
+        *on_sqlite(
+            "UPDATE eventor_recovery SET heartbeat_at = 7, owner_pid = 'x', owner_began = 'x'",
+            "UPDATE eventor_recovery SET recovery = 9223372036854775807",
+            "UPDATE eventor_recovery SET keeper_pid = 'x'",
+        ),
     ],
 )
-def test_what_eventor_has_not_written_is_told(make, tmp_path, change):
+def test_what_eventor_has_not_written_is_told(make, place, tmp_path, change):
     with build(make) as ev:
         ev()
-    sql(tmp_path / "flow.db", "PRAGMA foreign_keys = OFF", change)
-    with pytest.raises(evr.StoreError, match=r"flow.db cannot "):
-        look(tmp_path / "flow.db", tmp_path)
+    place.sql(*change.split("; "))
+    with pytest.raises(evr.StoreError, match=r"the store .* cannot "):
+        look(place.store, tmp_path)
 
 
-def look(path, logdir):
+@pytest.mark.stores("postgresql")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE eventor_recovery SET heartbeat_at = 'infinity'",
+        "INSERT INTO eventor_recovery (run_id, recovery, began_at) VALUES (1, 2147483647, now())",
+        "ALTER TABLE eventor_recovery ALTER keeper_pid TYPE TEXT USING 'x'",
+    ],
+)
+def test_what_only_postgresql_keeps_is_told_too(make, place, tmp_path, change):
+    test_what_eventor_has_not_written_is_told(make, place, tmp_path, change)
+
+
+def look(store, logdir):
     """Do with a store all that a program can do."""
     config = {"task_construct": threading.Thread, "logdir": logdir}
-    with evr.Eventor(store=path, run_mode="recover", logging_level=100, config=config) as ev:
+    with evr.Eventor(store=store, run_mode="recover", logging_level=100, config=config) as ev:
         first, second = ev.add_event("first"), ev.add_event("second")
         ev.add_assoc(first, ev.add_step("fault", func=int, triggers={"at_success": second}))
         ev.add_assoc(second, ev.add_step("next", func=int))
@@ -287,16 +314,19 @@ def fuzz(make, tmp_path, inputs):
     assert 0 < told < inputs
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.timeout(36_000)
 @pytest.mark.slow
 def test_any_bytes_are_an_eventor_error_or_a_right_answer(make, tmp_path, request):
     fuzz(make, tmp_path, FUZZ * request.config.getoption("--proofs"))
 
 
+@pytest.mark.stores("sqlite")
 def test_some_bytes_are_an_eventor_error_or_a_right_answer(make, tmp_path):
     fuzz(make, tmp_path, QUICK_FUZZ)
 
 
+@pytest.mark.stores("sqlite")
 def test_a_log_of_any_bytes_is_an_eventor_error_or_a_right_answer(make, tmp_path):
     with build(make) as ev:
         ev()
