@@ -246,6 +246,7 @@ def test_what_eventor_has_not_written_is_told(make, place, tmp_path, change):
         "UPDATE eventor_recovery SET heartbeat_at = 'infinity'",
         "INSERT INTO eventor_recovery (run_id, recovery, began_at) VALUES (1, 2147483647, now())",
         "ALTER TABLE eventor_recovery ALTER keeper_pid TYPE TEXT USING 'x'",
+        "DROP VIEW eventor_v_task; ALTER TABLE eventor_task ALTER ready_at TYPE TEXT",
     ],
 )
 def test_what_only_postgresql_keeps_is_told_too(make, place, tmp_path, change):

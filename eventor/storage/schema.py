@@ -235,10 +235,12 @@ class UtcDateTime(TypeDecorator[datetime]):
             return value
         return value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: object, _dialect: Dialect) -> datetime | None:
         """Return what a program sees."""
         if value is None:
             return None
+        if not isinstance(value, datetime):  # somebody has changed the column
+            raise TypeError(f"{value!r} is no time")
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
