@@ -26,7 +26,7 @@ import eventor as evr
 from eventor import types
 from eventor.steps import line, remote, submit, task
 from eventor.storage import lease, owner, sqlite_backend
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -249,9 +249,10 @@ def test_the_class_of_an_executor_is_a_factory(make):
     assert ev() is True
 
 
-def test_a_pool_that_forks_runs_what_is_in_its_memory(script):
-    ran = script("""
-        import logging, multiprocessing, sys
+def test_a_pool_that_forks_runs_what_is_in_its_memory(script, place):
+    ran = script(
+        """
+        import logging, multiprocessing, os, sys
         from concurrent.futures import ProcessPoolExecutor
         import eventor as evr
 
@@ -265,14 +266,16 @@ def test_a_pool_that_forks_runs_what_is_in_its_memory(script):
             evr.current().trigger("also", number)
 
         config = {"logdir": ".", "task_construct": fork, "max_concurrent": 2}
-        with evr.Eventor(store=":memory:", logging_level="ERROR", config=config) as ev:
+        with evr.Eventor(store=os.environ["STORE"], logging_level="ERROR", config=config) as ev:
             begin, also = ev.add_event("begin"), ev.add_event("also")
             ev.add_assoc(begin, ev.add_step("step", step, (evr.sequence,)))
             ev.add_assoc(also, ev.add_step("lambda", lambda: 1))
             ev.trigger_events(begin, range(3))
             assert ev() is True
             assert len(ev.tasks("lambda")) == 3
-    """)
+        """,
+        STORE=place.store,
+    )
     assert ran.returncode == 0, ran.stderr
     assert sorted(ran.stdout.splitlines()) == ["in step 0", "in step 1", "in step 2"]
 
@@ -918,8 +921,9 @@ def test_max_concurrent_has_no_limit_by_open_files(make):
 
 
 @pytest.mark.once
-def test_nothing_of_eventors_is_left(script):
-    ran = script("""
+def test_nothing_of_eventors_is_left(script, place):
+    ran = script(
+        """
         import gc, logging, multiprocessing, os, threading
         from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
         import eventor as evr
@@ -930,7 +934,7 @@ def test_nothing_of_eventors_is_left(script):
 
         def work(construct):
             config = {"logdir": ".", "task_construct": construct}
-            with evr.Eventor(store=":memory:", config=config) as ev:
+            with evr.Eventor(store=os.environ["STORE"], config=config) as ev:
                 begin = ev.add_event("begin")
                 ev.add_assoc(begin, ev.add_step("log", logging.error, ("of a step",)))
                 ev.trigger_event(begin)
@@ -950,7 +954,9 @@ def test_nothing_of_eventors_is_left(script):
                     before, threads = open_files(), set(threading.enumerate())
                     work(shared)
                     assert (open_files(), set(threading.enumerate())) == (before, threads)
-    """)
+        """,
+        STORE=place.store,
+    )
     assert ran.returncode == 0, ran.stderr
 
 
@@ -1540,7 +1546,7 @@ PROGRAM = """
         kind, mode = sys.argv[1:]
         construct = {"processes": processes, "threads": lambda: ThreadPoolExecutor(1)}[kind]
         config = {"logdir": ".", "task_construct": construct, "max_concurrent": 2}
-        with evr.Eventor("x", "flow.db", evr.RunMode(mode), config=config) as ev:
+        with evr.Eventor("x", os.environ["STORE"], evr.RunMode(mode), config=config) as ev:
             begin = ev.add_event("begin")
             ev.add_assoc(begin, ev.add_step("wait", wait, (evr.sequence,)))
             if mode == "restart":
@@ -1553,7 +1559,7 @@ PROGRAM = """
 
 
 @pytest.fixture
-def program(start, tmp_path, monkeypatch):
+def program(start, tmp_path, monkeypatch, place):
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     monkeypatch.setenv("PYTHONPATH", path)
@@ -1562,7 +1568,7 @@ def program(start, tmp_path, monkeypatch):
     started = []
 
     def run(kind, mode="restart"):
-        started.append(start(PROGRAM, kind, mode))
+        started.append(start(PROGRAM, kind, mode, STORE=place.store))
         return started[-1]
 
     yield run
@@ -1576,14 +1582,14 @@ def begun():
     return path.read_text().split() if path.exists() else []
 
 
-def stored():
+def stored(place):
     query = "SELECT sequence, status FROM eventor_task WHERE recovery = 0 ORDER BY sequence"
-    return dict(sql("flow.db", query))
+    return dict(place.sql(query))
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", ["processes", "threads"])
-def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program, kind):
+def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program, kind, place):
     process = program(kind)
     wait_until(begun)
     # As a terminal does: for all that is in the group.
@@ -1593,7 +1599,7 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
     assert not Path("ended").exists()
     os.killpg(process.pid, signal.SIGINT)
     wait_until(Path("ended").exists)
-    assert stored() == {"a": "active", "b": "active", "c": "ready"}
+    assert stored(place) == {"a": "active", "b": "active", "c": "ready"}
     Path("goes on").touch()
     _out, err = process.communicate(timeout=60)
     assert begun() == ["a"]
@@ -1602,7 +1608,7 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
 
 
 @pytest.mark.once
-def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program):
+def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program, place):
     process = program("processes")
     wait_until(begun)
     os.killpg(process.pid, signal.SIGINT)
@@ -1610,7 +1616,7 @@ def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program):
     wait_until(lambda: "Stopping by SIGINT" in (log.read_text() if log.exists() else ""))
     Path("goes on").touch()
     process.communicate(timeout=60)
-    assert stored() == {"a": "success", "b": "success", "c": "ready"}
+    assert stored(place) == {"a": "success", "b": "success", "c": "ready"}
 
 
 @pytest.mark.once

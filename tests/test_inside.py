@@ -385,19 +385,20 @@ def test_what_a_step_starts_knows_it_by_the_environment(make):
     assert [task.result for task in ev.tasks()] == [b"one -3\n", b"two -3\n"]
 
 
-def test_a_plain_locale_does_not_matter(script):
+def test_a_plain_locale_does_not_matter(script, place):
     ran = script(
         """
         import os
         import eventor as evr
 
-        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+        with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}) as ev:
             go = ev.add_event("go")
             ev.add_assoc(go, ev.add_step("\\u00e9", os.environb.get, (b"EVENTOR_STEP_NAME",)))
             ev.trigger_event(go)
             assert ev() is True
             assert ev.result("\\u00e9", 1) == "\\u00e9".encode()
         """,
+        STORE=place.store,
         LC_ALL="C",
         PYTHONCOERCECLOCALE="0",
         PYTHONUTF8="0",

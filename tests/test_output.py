@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 import eventor as evr
 from eventor.steps import launch, output
 from eventor.steps.task import Captured
-from tests.conftest import sql, wait_until
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.stores("either")
 
@@ -229,7 +229,8 @@ FLOOD = """
     def say():
         pathlib.Path("said").touch()
 
-    with evr.Eventor(store="flow.db", config={"logdir": ".", "max_concurrent": 2}) as ev:
+    settings = {"logdir": ".", "max_concurrent": 2}
+    with evr.Eventor(store=os.environ["STORE"], config=settings) as ev:
         go, late = ev.add_event("go"), ev.add_event("late")
         config = {"capture_output": True, **eval(sys.argv[1])}
         ev.add_assoc(go, ev.add_step("flood", flood, config=config))
@@ -242,22 +243,20 @@ FLOOD = """
 """
 
 
-def test_a_reader_who_stalls_holds_up_what_he_reads_and_nothing_else(start, tmp_path):
+def test_a_reader_who_stalls_holds_up_what_he_reads_and_nothing_else(start, tmp_path, place):
     """All comes to him in the end, and is waited for."""
-    process = start(FLOOD, "{}")
+    process = start(FLOOD, "{}", STORE=place.store)
     wait_until((tmp_path / "said").exists)
     assert process.poll() is None
     shown, errors = process.communicate(timeout=30)
     assert (process.returncode, shown) == (0, "x" * 300_000 + "the last words"), errors
 
 
-def test_a_timeout_is_not_held_up_by_a_reader_who_stalls(start, tmp_path):
-    process = start(FLOOD, "{'timeout': 1}")
-    store = tmp_path / "flow.db"
+def test_a_timeout_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, place):
+    process = start(FLOOD, "{'timeout': 1}", STORE=place.store)
+    query = "SELECT status FROM eventor_task WHERE step = 'flood'"
     wait_until((tmp_path / "said").exists)
-    wait_until(
-        lambda: ("failure",) in sql(store, "SELECT status FROM eventor_task WHERE step = 'flood'")
-    )
+    wait_until(lambda: ("failure",) in place.sql(query))
     assert process.poll() is None
     shown, _errors = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -265,9 +264,9 @@ def test_a_timeout_is_not_held_up_by_a_reader_who_stalls(start, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, number):
+def test_a_signal_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, number, place):
     """The first lets the steps end, of which one waits for that reader; the second ends it."""
-    process = start(FLOOD, "{}")
+    process = start(FLOOD, "{}", STORE=place.store)
     wait_until((tmp_path / "said").exists)
     process.send_signal(number)
     wait_until(lambda: "Stopping by SIG" in (tmp_path / "program.debug.log").read_text())
@@ -275,18 +274,18 @@ def test_a_signal_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, number)
     assert process.wait(timeout=30) == -number
 
 
-def test_after_a_signal_a_reader_who_stalls_is_not_waited_for(start, tmp_path):
+def test_after_a_signal_a_reader_who_stalls_is_not_waited_for(start, tmp_path, place):
     """What the step has written is kept all the same."""
-    process = start(FLOOD.replace("range(300)", "range(120)"), "{}")
+    process = start(FLOOD.replace("range(300)", "range(120)"), "{}", STORE=place.store)
     wait_until((tmp_path / "said").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == -signal.SIGTERM
-    (kept,) = sql(tmp_path / "flow.db", "SELECT stdout FROM eventor_task WHERE step = 'flood'")
+    (kept,) = place.sql("SELECT stdout FROM eventor_task WHERE step = 'flood'")
     assert kept[0].endswith("x" * 1000 + "the last words")
 
 
-def test_a_reader_who_has_gone_harms_nobody(start, tmp_path):
-    process = start(FLOOD, "{}")
+def test_a_reader_who_has_gone_harms_nobody(start, place):
+    process = start(FLOOD, "{}", STORE=place.store)
     process.stdout.close()
     process.stdout = None
     assert process.wait(timeout=60) == 0, process.stderr.read()

@@ -16,7 +16,7 @@ import pytest
 import eventor as evr
 from eventor.steps.signals import Signals
 from eventor.storage import owner
-from tests.conftest import sql, statuses, wait_until
+from tests.conftest import statuses, wait_until
 
 pytestmark = pytest.mark.stores("either")
 
@@ -47,7 +47,8 @@ def deaf():
 if "handle" in sys.argv:
     signal.signal(signal.SIGTERM, lambda number, _: print("handled", number, flush=True))
 launch.GRACE_SECONDS = 0.2
-ev = evr.Eventor(store="flow.db", run_mode=sys.argv[1], config={"logdir": "."})
+config = {"logdir": "."}
+ev = evr.Eventor(store=os.environ["STORE"], run_mode=sys.argv[1], config=config)
 one, two = ev.add_event("one"), ev.add_event("two")
 func = deaf if "deaf" in sys.argv else first
 ev.add_assoc(one, ev.add_step("first", func=func, triggers={"at_success": two}))
@@ -64,11 +65,11 @@ assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signa
 
 
 @pytest.fixture
-def interrupt(start, tmp_path):
+def interrupt(start, tmp_path, place):
     """Start the program, send it signals one by one, and return its process at its end."""
 
     def run(*numbers, word="plain"):
-        process = start(PROGRAM, "restart", *word.split())
+        process = start(PROGRAM, "restart", *word.split(), STORE=place.store)
         wait_until((tmp_path / "reached").exists)
         log = tmp_path / "program.debug.log"
         for number in numbers:
@@ -80,49 +81,49 @@ def interrupt(start, tmp_path):
     return run
 
 
-def tasks(tmp_path):
+def tasks(place):
     query = "SELECT recovery, step, status, replay FROM eventor_task ORDER BY task_id"
-    return sql(tmp_path / "flow.db", query)
+    return place.sql(query)
 
 
-def test_the_first_interrupt_lets_what_runs_finish(interrupt, script, tmp_path):
+def test_the_first_interrupt_lets_what_runs_finish(interrupt, script, tmp_path, place):
     process, out, _ = interrupt(signal.SIGINT)
     assert (process.returncode, out) == (0, "interrupted\n")
-    assert tasks(tmp_path) == [(0, "first", "success", None), (0, "second", "ready", None)]
+    assert tasks(place) == [(0, "first", "success", None), (0, "second", "ready", None)]
     assert not (tmp_path / "second").exists()
-    assert script(PROGRAM, "recover").stdout == "True\n"
-    assert tasks(tmp_path)[2:] == [
+    assert script(PROGRAM, "recover", STORE=place.store).stdout == "True\n"
+    assert tasks(place)[2:] == [
         (1, "first", "success", "skip"),
         (1, "second", "success", "rerun"),
     ]
 
 
-def test_a_termination_has_its_default_effect_once_all_is_recorded(interrupt, tmp_path):
+def test_a_termination_has_its_default_effect_once_all_is_recorded(interrupt, place):
     process, out, err = interrupt(signal.SIGTERM)
     assert (process.returncode, out) == (-signal.SIGTERM, "")
-    assert tasks(tmp_path) == [(0, "first", "success", None), (0, "second", "ready", None)]
-    assert sql(tmp_path / "flow.db", "SELECT owner_pid FROM eventor_recovery") == [(None,)]
+    assert tasks(place) == [(0, "first", "success", None), (0, "second", "ready", None)]
+    assert place.sql("SELECT owner_pid FROM eventor_recovery") == [(None,)]
     assert "Stopped by SIGTERM: 1 task stays ready" in err
 
 
-def test_a_termination_reaches_the_handler_of_the_program(interrupt, tmp_path):
+def test_a_termination_reaches_the_handler_of_the_program(interrupt):
     process, out, _ = interrupt(signal.SIGTERM, word="handle")
     assert (process.returncode, out) == (0, "handled 15\nFalse\n")
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_ends_what_runs_and_leaves_it_active(interrupt, tmp_path, script, second):
+def test_the_second_ends_what_runs_and_leaves_it_active(interrupt, tmp_path, script, second, place):
     process, out, err = interrupt(signal.SIGINT, second, word="deaf")
     if second == signal.SIGINT:
         assert (process.returncode, out) == (0, "interrupted\n")
     else:
         assert process.returncode == -signal.SIGTERM
     assert f"Cut short: {second.name} ended the running steps" in err
-    assert tasks(tmp_path) == [(0, "first", "active", None)]
+    assert tasks(place) == [(0, "first", "active", None)]
     for pid in (tmp_path / "reached").read_text().split():
         assert owner._start_of(int(pid)) is None
-    assert script(PROGRAM, "recover").stdout == "True\n"
-    assert tasks(tmp_path)[1][3] == "rerun"
+    assert script(PROGRAM, "recover", STORE=place.store).stdout == "True\n"
+    assert tasks(place)[1][3] == "rerun"
 
 
 @pytest.fixture
@@ -219,11 +220,11 @@ def test_a_handler_of_asyncio_is_called_once(two):
     assert asyncio.run(program()) == ["came"]
 
 
-def test_of_two_signals_each_has_its_effect(interrupt, tmp_path):
+def test_of_two_signals_each_has_its_effect(interrupt, place):
     process, out, err = interrupt(signal.SIGINT, signal.SIGTERM, word="handle deaf")
     assert (process.returncode, out) == (0, "handled 15\ninterrupted\n")
     assert "Cut short: SIGTERM" in err
-    assert tasks(tmp_path) == [(0, "first", "active", None)]
+    assert tasks(place) == [(0, "first", "active", None)]
 
 
 class Interrupted(FORK):
@@ -405,7 +406,7 @@ def mild():
         time.sleep(0.005)
 
 launch.GRACE_SECONDS = 5 if sys.argv[1] == "hears" else 0.2
-ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+ev = evr.Eventor(store=os.environ["STORE"], config={"logdir": "."})
 one = ev.add_event("one")
 ev.add_assoc(one, ev.add_step("mild", func=mild))
 ev.trigger_event(one)
@@ -417,8 +418,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("word", ["deaf", "hears"])
-def test_the_second_reaches_what_a_step_has_started(start, tmp_path, word):
-    process = start(CUT, word)
+def test_the_second_reaches_what_a_step_has_started(start, tmp_path, word, place):
+    process = start(CUT, word, STORE=place.store)
     wait_until((tmp_path / "reached").exists)
     log = tmp_path / "program.debug.log"
     process.send_signal(signal.SIGINT)
@@ -484,7 +485,7 @@ def test_what_another_thread_is_importing_can_be_imported_in_a_step(script, tmp_
 
 
 LEFT = """
-import subprocess, time
+import os, subprocess, time
 from pathlib import Path
 import eventor as evr
 
@@ -496,7 +497,7 @@ def waits():
     Path("reached").touch()
     time.sleep(600)
 
-ev = evr.Eventor(store="flow.db", config={"logdir": "."})
+ev = evr.Eventor(store=os.environ["STORE"], config={"logdir": "."})
 one, two = ev.add_event("one"), ev.add_event("two")
 ev.add_assoc(one, ev.add_step("leaves", func=leaves, triggers={"at_success": two}))
 ev.add_assoc(two, ev.add_step("waits", func=waits))
@@ -505,8 +506,8 @@ ev()
 """
 
 
-def test_the_second_ends_what_ended_steps_have_left(start, tmp_path):
-    process = start(LEFT)
+def test_the_second_ends_what_ended_steps_have_left(start, tmp_path, place):
+    process = start(LEFT, STORE=place.store)
     wait_until((tmp_path / "reached").exists)
     process.send_signal(signal.SIGINT)
     log = tmp_path / "program.debug.log"

@@ -333,8 +333,9 @@ def test_a_descendant_that_lives_on_does_not_hold_the_loop(run_one, tmp_path):
     assert "exit code 5" in task.error
 
 
-def test_a_program_that_reaps_all_children_does_not_hold_the_loop(script):
-    ran = script("""
+def test_a_program_that_reaps_all_children_does_not_hold_the_loop(script, place):
+    ran = script(
+        """
         import os, signal
         import eventor as evr
 
@@ -350,7 +351,7 @@ def test_a_program_that_reaps_all_children_does_not_hold_the_loop(script):
 
         signal.signal(signal.SIGCHLD, reap)
         config = {"logdir": ".", "stop_on_exception": False}
-        with evr.Eventor(store=":memory:", config=config) as ev:
+        with evr.Eventor(store=os.environ["STORE"], config=config) as ev:
             go = ev.add_event("go")
             ev.add_assoc(go, ev.add_step("silent", func=reaped, args=(3,)))
             ev.add_assoc(go, ev.add_step("well", func=reaped, args=(0,)))
@@ -358,7 +359,9 @@ def test_a_program_that_reaps_all_children_does_not_hold_the_loop(script):
             print(ev())
             for task in ev.tasks():
                 print(task.status, task.error)
-    """)
+        """,
+        STORE=place.store,
+    )
     assert "was ended" not in ran.stderr
     well, first, second = ran.stdout.splitlines()
     assert (well, second) == ("False", "success None")
@@ -617,8 +620,9 @@ def test_a_step_for_which_no_pipe_is_left_is_a_failure(run_one, monkeypatch):
     assert "could not be started: OSError: [Errno 24]" in run_one(int).error
 
 
-def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(script, tmp_path):
-    ran = script("""
+def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(script, tmp_path, place):
+    ran = script(
+        """
         import os, pathlib
         import eventor as evr
 
@@ -631,13 +635,15 @@ def test_a_step_that_closes_its_pipe_and_opens_files_keeps_them(script, tmp_path
                 print("mine", file=kept[-1], flush=True)
             return "x"
 
-        with evr.Eventor(store=":memory:", config={"logdir": "."}) as ev:
+        with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}) as ev:
             go = ev.add_event("go")
             ev.add_assoc(go, ev.add_step("s", func=step))
             ev.trigger_event(go)
             ev()
             print(ev.tasks()[0].error)
-    """)
+        """,
+        STORE=place.store,
+    )
     assert ran.stdout == "its process ended with exit code 1 before it said how the step ended\n"
     assert "eventor: step s[1] has closed the pipe by which its process says how it" in ran.stderr
     assert "Traceback" not in ran.stderr
