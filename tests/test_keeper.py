@@ -15,9 +15,9 @@ import eventor as evr
 from eventor.steps import task
 from eventor.steps.keeper import Groups, Keeper
 from eventor.storage import lease, owner
-from tests.conftest import sql, wait_until
+from tests.conftest import wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 PROGRAM = """
 import multiprocessing, os, signal, subprocess, sys, threading, time, hashlib
@@ -25,6 +25,7 @@ from pathlib import Path
 import eventor as evr
 
 HAS_PROC = Path("/proc/self/stat").exists()
+STORE = os.environ["STORE"]
 
 def tell(*pids):
     Path("draft").write_text(" ".join(map(str, [os.getpid(), *pids])))
@@ -50,13 +51,10 @@ def behind():
     tell(Path("left").read_text())
     time.sleep(600)
 
-def kill_keeper():
-    import sqlite3
-    with sqlite3.connect("flow.db") as connection:
-        (pid,) = connection.execute("SELECT keeper_pid FROM eventor_recovery").fetchone()
-    connection.close()
-    Path("killed").write_text(str(pid))
-    os.kill(pid, signal.SIGKILL)
+def await_kill():
+    Path("awaited").touch()
+    while not Path("killed").exists():
+        time.sleep(0.005)
 
 def build(store, first, second=deaf, **config):
     ev = evr.Eventor(store=store, config={"logdir": ".", **config})
@@ -69,20 +67,20 @@ def build(store, first, second=deaf, **config):
 if __name__ == "__main__":
     what = sys.argv[1]
     if what == "fork":
-        build("flow.db", deaf)()
+        build(STORE, deaf)()
     elif what == "spawn":
-        build("flow.db", deaf, task_construct=multiprocessing.get_context("spawn").Process)()
+        build(STORE, deaf, task_construct=multiprocessing.get_context("spawn").Process)()
     elif what == "leave":
-        build("flow.db", leave, behind)()
+        build(STORE, leave, behind)()
     elif what == "kill keeper":
-        build("flow.db", kill_keeper)()
+        build(STORE, await_kill)()
     elif what == "kill it later":
         def later():
             deaf_child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
-            kill_keeper()
+            await_kill()
             tell(deaf_child.pid)
             time.sleep(600)
-        build("flow.db", int, later)()
+        build(STORE, int, later)()
     elif what == "side by side":
         # Each holds the other's pipe open.
         def other():
@@ -94,7 +92,7 @@ if __name__ == "__main__":
             tell(Path("other").read_text())
             time.sleep(600)
         threading.Thread(target=build("other.db", other)).start()
-        build("flow.db", first)()
+        build(STORE, first)()
     elif what == "held":
         # A child of the program holds the pipe of the keeper open.
         def other(*_):
@@ -110,9 +108,9 @@ if __name__ == "__main__":
             while not Path("held").exists():
                 time.sleep(0.005)
             deaf()
-        build("flow.db", held)()
+        build(STORE, held)()
     elif what == "end":
-        assert build("flow.db", leave, int)() is True
+        assert build(STORE, leave, int)() is True
         child = int(Path("left").read_text())
         os.kill(child, signal.SIGKILL)
         try:
@@ -122,8 +120,8 @@ if __name__ == "__main__":
 """
 
 
-def keeper(tmp_path):
-    ((pid,),) = sql(tmp_path / "flow.db", "SELECT keeper_pid FROM eventor_recovery")
+def keeper(place):
+    ((pid,),) = place.sql("SELECT keeper_pid FROM eventor_recovery")
     return pid
 
 
@@ -144,25 +142,30 @@ def gone(pid):
         pytest.param("spawn", marks=pytest.mark.slow),
     ],
 )
-def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, number):
-    process = start(PROGRAM, what, options=("-W", "ignore"))
+def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, number, place):
+    process = start(PROGRAM, what, options=("-W", "ignore"), STORE=place.store)
+    killed = None
+    if what.startswith("kill"):
+        wait_until(lambda: (tmp_path / "awaited").exists() and keeper(place) is not None)
+        killed = keeper(place)
+        os.kill(killed, signal.SIGKILL)
+        (tmp_path / "killed").touch()
     wait_until((tmp_path / "reached").exists)
     pids = (tmp_path / "reached").read_text().split()
     assert len(pids) > 1
     assert not any(map(gone, pids))
     # One that was killed is soon replaced; it need not have died yet.
-    killed = (tmp_path / "killed").read_text() if (tmp_path / "killed").exists() else None
-    wait_until(lambda: str(keeper(tmp_path)) != killed)
-    assert not gone(keeper(tmp_path))
-    pids.append(keeper(tmp_path))
+    wait_until(lambda: keeper(place) != killed)
+    assert not gone(keeper(place))
+    pids.append(keeper(place))
     process.send_signal(number)
     process.wait(30)
     wait_until(lambda: all(map(gone, pids)))
     (tmp_path / "over").touch()
 
 
-def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script):
-    ran = script(PROGRAM, "end")
+def test_what_a_step_has_left_outlives_a_flow_that_ends_well(script, place):
+    ran = script(PROGRAM, "end", STORE=place.store)
     assert ran.stdout == "no child is left\n", ran.stderr
 
 
@@ -211,15 +214,14 @@ def test_the_keeper_knows_which_groups_may_still_have_processes():
     assert len(sent) == 2
 
 
-def test_a_recovery_waits_until_the_steps_of_a_dead_owner_are_ended(make, tmp_path, monkeypatch):
+def test_a_recovery_waits_until_the_steps_of_a_dead_owner_are_ended(make, place, monkeypatch):
     make().close()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         keeper = owner.process_of(process.pid)
-        place = keeper.began.split(" ")[0]
-        sql(
-            tmp_path / "flow.db",
+        here = keeper.began.split(" ")[0]
+        place.sql(
             f"UPDATE eventor_recovery SET owner_host = 'h', owner_pid = {os.getpid()}, "
-            f"owner_began = '{place} 1 1', keeper_pid = {keeper.pid}, "
+            f"owner_began = '{here} 1 1', keeper_pid = {keeper.pid}, "
             f"keeper_began = '{keeper.began}'",
         )
         monkeypatch.setattr("eventor.eventor._KEEPER_SECONDS", 0.05)
@@ -229,20 +231,20 @@ def test_a_recovery_waits_until_the_steps_of_a_dead_owner_are_ended(make, tmp_pa
     assert make(run_mode=evr.RunMode.recover).recovery == 2
 
 
-def test_who_recovers_next_waits_too_if_a_recovery_has_waited_in_vain(make, tmp_path, monkeypatch):
+def test_who_recovers_next_waits_too_if_a_recovery_has_waited_in_vain(make, place, monkeypatch):
     make().close()
     monkeypatch.setattr("eventor.eventor._KEEPER_SECONDS", 0.05)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         keeper = owner.process_of(process.pid)
-        place = keeper.began.split(" ")[0]
-        dead = f"owner_host = 'h', owner_pid = {os.getpid()}, owner_began = '{place} 1 1'"
+        here = keeper.began.split(" ")[0]
+        dead = f"owner_host = 'h', owner_pid = {os.getpid()}, owner_began = '{here} 1 1'"
         kept = f"keeper_pid = {keeper.pid}, keeper_began = '{keeper.began}'"
-        sql(tmp_path / "flow.db", f"UPDATE eventor_recovery SET {dead}, {kept}")
+        place.sql(f"UPDATE eventor_recovery SET {dead}, {kept}")
         for died in ("", f"UPDATE eventor_recovery SET {dead} WHERE recovery = 2"):
             for _ in range(2):
                 with pytest.raises(evr.RecoveryError, match="still being ended"):
                     make(run_mode=evr.RunMode.recover)
-            sql(tmp_path / "flow.db", died)
+            place.sql(died)
         process.kill()
     ev = make(run_mode=evr.RunMode.recover)
     ev.add_assoc(ev.add_event("go"), ev.add_step("s", func=int))
@@ -272,10 +274,10 @@ def test_a_step_that_finds_its_owner_dead_does_not_begin(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="there is no /proc here")
-def test_a_keeper_is_out_of_reach_and_holds_nothing(make, tmp_path):
+def test_a_keeper_is_out_of_reach_and_holds_nothing(make, place):
     def step():
-        wait_until(lambda: keeper(tmp_path) is not None)
-        pid = keeper(tmp_path)
+        wait_until(lambda: keeper(place) is not None)
+        pid = keeper(place)
         apart = os.getsid(pid) == pid != os.getsid(os.getppid())
         return apart, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
