@@ -17,15 +17,16 @@ pytestmark = pytest.mark.stores("either")
 
 
 @pytest.fixture
-def ev(make):
-    return make(store=":memory:")
+def ev(tmp_path):
+    with evr.Eventor(store=":memory:", config={"logdir": tmp_path / "logs"}) as ev:
+        yield ev
 
 
 @pytest.fixture
-def foreign(make):
+def foreign(tmp_path):
     """Make an event and a step of another Eventor, named like those of `ev`."""
-    other = make(store=":memory:")
-    return other.add_event("a"), other.add_step("s", func=int)
+    with evr.Eventor(store=":memory:", config={"logdir": tmp_path / "logs"}) as other:
+        yield other.add_event("a"), other.add_step("s", func=int)
 
 
 @pytest.mark.parametrize("add", ["add_event", "add_step"])
@@ -366,6 +367,7 @@ def test_a_store_that_cannot_be_made_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.stores("sqlite")
 def test_an_empty_file_becomes_a_store(make, tmp_path):
     (tmp_path / "flow.db").touch()
     assert make().run_id == 1
