@@ -28,6 +28,7 @@ import eventor as evr
 from eventor.steps import launch, output
 from eventor.steps.task import Captured
 from tests.conftest import wait_until
+from tests.test_timeouts import be_late_when
 
 pytestmark = pytest.mark.stores("either")
 
@@ -115,12 +116,17 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("config", CONSTRUCTS[:2])
-def test_what_was_written_before_a_step_failed_is_kept(captured, config, end):
+def test_what_was_written_before_a_step_failed_is_kept(
+    captured, config, end, tmp_path, monkeypatch
+):
     def step():
         write()
+        (tmp_path / "written").touch()
         ENDS[end]()
 
-    task = captured(step, config=config, steps={"timeout": 3} if end == "timeout" else None)
+    if end == "timeout":
+        be_late_when((tmp_path / "written").exists, monkeypatch)
+    task = captured(step, config=config, steps={"timeout": 600})
     assert task.status == "failure"
     assert (task.stdout, task.stderr) == (OUT, ERR)
 
@@ -217,6 +223,7 @@ def test_it_is_shown_while_the_step_runs(line, monkeypatch, tmp_path):
 FLOOD = """
     import os, pathlib, subprocess, sys, time
     import eventor as evr
+    from eventor.steps import launch
 
     def flood():
         for _ in range(300):
@@ -229,6 +236,8 @@ FLOOD = """
     def say():
         pathlib.Path("said").touch()
 
+    if sys.argv[2:]:
+        launch.GRACE_SECONDS = float(sys.argv[2])
     settings = {"logdir": ".", "max_concurrent": 2}
     with evr.Eventor(store=os.environ["STORE"], config=settings) as ev:
         go, late = ev.add_event("go"), ev.add_event("late")
@@ -276,7 +285,7 @@ def test_a_signal_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, number,
 
 def test_after_a_signal_a_reader_who_stalls_is_not_waited_for(start, tmp_path, place):
     """What the step has written is kept all the same."""
-    process = start(FLOOD.replace("range(300)", "range(120)"), "{}", STORE=place.store)
+    process = start(FLOOD.replace("range(300)", "range(120)"), "{}", "0.5", STORE=place.store)
     wait_until((tmp_path / "said").exists)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == -signal.SIGTERM

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
+from eventor.steps.launch import Launcher
 from eventor.storage import owner
 from tests.conftest import statuses, wait_until
 
@@ -23,8 +24,9 @@ CONSTRUCTS = [
     pytest.param({"max_tasks_per_child": None}, id="warm"),
     pytest.param({"task_construct": SPAWN}, id="spawn"),
 ]
-TOLD = "TimeoutError: the step ran for longer than its timeout of 0.3 s"
 FOREVER = 600
+TOLD = "TimeoutError: the step ran for longer than its timeout of 0.3 s"
+TOLD_FOREVER = TOLD.replace("0.3", f"{FOREVER}")
 HAS_PROC = Path("/proc/self/stat").exists()
 
 
@@ -49,6 +51,19 @@ def line(make):
 @pytest.fixture
 def short_grace(monkeypatch):
     monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.4)
+
+
+def be_late_when(condition, monkeypatch):
+    """Let the time of what runs be over once a condition holds, and not before."""
+    wait = Launcher.wait
+
+    def wait_for_it(launcher, bell, seconds):
+        for worker in launcher._limited:
+            if not worker.is_late and condition():
+                worker.due = 0
+        wait(launcher, bell, min(seconds, 0.01))
+
+    monkeypatch.setattr(Launcher, "wait", wait_for_it)
 
 
 def is_gone(pid):
@@ -156,7 +171,7 @@ def test_an_end_that_came_in_time_counts_however_late_the_owner_looks(line, monk
     assert ev.tasks()[0].result == 7
 
 
-def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path):
+def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path, monkeypatch):
     """Though the step itself ends at once; SIGTERM is blocked until there is who takes it."""
     code = """if True:
         import pathlib, signal, time
@@ -173,11 +188,13 @@ def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        (tmp_path / "started").touch()
         time.sleep(FOREVER)
 
-    ev = line((start, 2), (tmp_path / "in order").exists)
+    be_late_when((tmp_path / "started").exists, monkeypatch)
+    ev = line((start, FOREVER), (tmp_path / "in order").exists)
     assert ev() is True
-    assert errors(ev) == [TOLD.replace("0.3", "2"), None]
+    assert errors(ev) == [TOLD_FOREVER, None]
     assert ev.tasks("s1")[0].result is True
 
 
@@ -192,21 +209,22 @@ def leave_deaf(place):
 
 
 @pytest.mark.parametrize("step_is_deaf", [True, False])
-def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, step_is_deaf):
+def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, monkeypatch, step_is_deaf):
     def start():
         leave_deaf(tmp_path)
         if not step_is_deaf:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         time.sleep(FOREVER)
 
-    ev = line((start, 1), int)
+    be_late_when((tmp_path / "pids").exists, monkeypatch)
+    ev = line((start, FOREVER), int)
     assert ev() is True
-    assert "TimeoutError" in errors(ev)[0]
+    assert errors(ev) == [TOLD_FOREVER, None]
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place):
+def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place, monkeypatch):
     """One waits for the SIGTERM of the late one, which waits for the end of the one after that."""
     told = tmp_path / "told"
     ev = make(config={"max_concurrent": 2})
@@ -220,18 +238,20 @@ def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place):
 
     def late():
         signal.signal(signal.SIGTERM, obey)
+        (tmp_path / "begun").touch()
         time.sleep(FOREVER)
 
     def waits():
         wait_until(told.exists)
 
-    ev.add_assoc(go, ev.add_step("late", late, config={"timeout": 2}))
+    be_late_when((tmp_path / "begun").exists, monkeypatch)
+    ev.add_assoc(go, ev.add_step("late", late, config={"timeout": FOREVER}))
     ev.add_assoc(go, ev.add_step("waits", waits, triggers={"at_success": then}))
     ev.add_assoc(then, ev.add_step("last", int))
     ev.trigger_event(go)
     assert ev() is False
     assert statuses(ev) == {"late[1]": "failure", "waits[1]": "success", "last[1]": "success"}
-    assert errors(ev)[0] == TOLD.replace("0.3", "2")
+    assert errors(ev)[0] == TOLD_FOREVER
     late, _waits, last = ev.tasks()
     assert late.ended_at > last.ended_at
 
@@ -336,14 +356,16 @@ def test_the_time_counts_for_each_attempt(make, tmp_path):
     assert one(make, second_is_quick, step={"max_attempts": 2}, timeout=3)() is True
 
 
-def test_what_a_late_step_has_printed_is_kept(make):
+def test_what_a_late_step_has_printed_is_kept(make, tmp_path, monkeypatch):
     def talk():
         print("before", flush=True)
+        (tmp_path / "said").touch()
         time.sleep(FOREVER)
 
-    ev = one(make, talk, step={"capture_output": True}, timeout=3)
+    be_late_when((tmp_path / "said").exists, monkeypatch)
+    ev = one(make, talk, step={"capture_output": True}, timeout=FOREVER)
     assert ev() is False
-    assert (ev.tasks()[0].error, ev.tasks()[0].stdout) == (TOLD.replace("0.3", "3"), "before\n")
+    assert (ev.tasks()[0].error, ev.tasks()[0].stdout) == (TOLD_FOREVER, "before\n")
 
 
 def test_a_kept_process_that_is_late_is_replaced_and_others_stay(make):
