@@ -129,17 +129,16 @@ def gone(pid):
     return owner._start_of(int(pid)) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGABRT])
 @pytest.mark.parametrize(
-    "what",
+    ("what", "number"),
     [
-        "fork",
-        "leave",
-        "kill keeper",
-        "kill it later",
-        "side by side",
-        "held",
-        pytest.param("spawn", marks=pytest.mark.slow),
+        *(("fork", number) for number in (signal.SIGKILL, signal.SIGHUP, signal.SIGABRT)),
+        ("leave", signal.SIGHUP),
+        ("kill keeper", signal.SIGKILL),
+        ("kill it later", signal.SIGKILL),
+        ("side by side", signal.SIGKILL),
+        ("held", signal.SIGKILL),
+        pytest.param("spawn", signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_what_steps_have_started_dies_with_the_owner(start, tmp_path, what, number, place):
