@@ -190,23 +190,22 @@ def test_a_record_names_the_process_by_its_task(make, caplog, most):
     assert names == ["s0[1]", "s1[1]", "s2[1]"]
 
 
-@pytest.mark.parametrize("most", [1, None])
-def test_what_a_step_prints_is_shown_before_the_next_begins(script, most):
-    ran = script(f"""
+def test_what_a_step_prints_is_shown_before_the_next_begins(script):
+    ran = script("""
         import eventor as evr
 
-        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
-        with evr.Eventor(store=":memory:", config=config) as ev:
-            events = [ev.add_event(str(number)) for number in range(4)]
-            for number in range(3):
-                step = ev.add_step(
-                    f"s{{number}}", print, (number,), triggers={{"at_success": events[number + 1]}}
-                )
-                ev.add_assoc(events[number], step)
-            ev.trigger_event(events[0])
-            ev()
+        for most in (1, None):
+            config = {"logdir": ".", "max_tasks_per_child": most}
+            with evr.Eventor(store=":memory:", config=config) as ev:
+                events = [ev.add_event(str(number)) for number in range(4)]
+                for number in range(3):
+                    triggers = {"at_success": events[number + 1]}
+                    step = ev.add_step(f"s{number}", print, (number,), triggers=triggers)
+                    ev.add_assoc(events[number], step)
+                ev.trigger_event(events[0])
+                ev()
     """)
-    assert (ran.stdout, ran.returncode) == ("0\n1\n2\n", 0)
+    assert (ran.stdout, ran.returncode) == ("0\n1\n2\n" * 2, 0)
 
 
 def test_a_process_of_many_steps_may_spawn(make):
@@ -335,7 +334,7 @@ def test_nothing_outlives_its_owner(start, tmp_path, most, how, place):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_flow_goes_on_without_its_zygote(make, how):
+def test_a_flow_goes_on_without_its_zygote(make, monkeypatch, how):
     """What it has forked is not ended; how that ends is then not known by its exit code."""
 
     def end_parent():
@@ -344,13 +343,14 @@ def test_a_flow_goes_on_without_its_zygote(make, how):
             os.kill(parent, how)
             if how == signal.SIGKILL:
                 wait_until(lambda: os.getppid() != parent)
-                time.sleep(1.2)  # while the owner looks at all that runs
+                time.sleep(0.2)  # while the owner looks at all that runs
         return parent
 
     def die():
         end_parent()
         os._exit(3)
 
+    monkeypatch.setattr("eventor.steps.launch._LOOK_SECONDS", 0.05)
     program = os.getpid()
     ev = make()
     line(ev, int, end_parent, int, die, int)
@@ -436,34 +436,34 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("most", [1, None])
 @pytest.mark.parametrize("odd", ODD)
-def test_a_program_may_be_odd(script, odd, most, place):
+def test_a_program_may_be_odd(script, odd, place):
     ran = script(
         f"""
         import os, resource, signal, socket, time
         import eventor as evr
 
         {ODD[odd]}
+        handler = signal.getsignal(signal.SIGCHLD)
 
-        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
-        with evr.Eventor(store=os.environ["STORE"], config=config) as ev:
-            handler = signal.getsignal(signal.SIGCHLD)
-            events = [ev.add_event(str(number)) for number in range(5)]
-            for number in range(4):
-                triggers = {{"at_success": events[number + 1]}}
-                step = ev.add_step(
-                    f"s{{number}}",
-                    lambda: time.sleep(0.1) or signal.getsignal(signal.SIGCHLD) == handler,
-                    triggers=triggers,
-                )
-                ev.add_assoc(events[number], step)
-            ev.trigger_event(events[0])
-            print(ev(), [task.result for task in ev.tasks()])
+        def step():
+            time.sleep(0.1)
+            return signal.getsignal(signal.SIGCHLD) == handler
+
+        for most in (1, None):
+            config = {{"logdir": ".", "max_tasks_per_child": most}}
+            with evr.Eventor(store=os.environ["STORE"], config=config) as ev:
+                events = [ev.add_event(str(number)) for number in range(5)]
+                for number in range(4):
+                    triggers = {{"at_success": events[number + 1]}}
+                    looks = ev.add_step(f"s{{number}}", step, triggers=triggers)
+                    ev.add_assoc(events[number], looks)
+                ev.trigger_event(events[0])
+                print(ev(), [task.result for task in ev.tasks()])
         """,
         STORE=place.store,
     )
-    assert ran.stdout == "True [True, True, True, True]\n", ran.stderr
+    assert ran.stdout == "True [True, True, True, True]\n" * 2, ran.stderr
     assert "was ended" not in ran.stderr
 
 
@@ -497,34 +497,34 @@ def test_the_mask_and_the_handlers_of_loggers_are_as_before_for_each_step(make):
     assert results(ev)[1] == (False, 1)
 
 
-@pytest.mark.parametrize("most", [1, None])
-def test_what_the_program_has_printed_is_shown_once(script, most):
+def test_what_the_program_has_printed_is_shown_once(script):
     """Also where it waits in a buffer while processes are forked."""
     ran = script(
-        f"""
+        """
         import logging, sys, time
         import eventor as evr
 
         class Print(logging.Handler):
             def emit(self, record):
-                sys.stdout.write(record.getMessage() + "\\n")
+                sys.stdout.write(f"{most}: {record.getMessage()}\\n")
 
         logging.getLogger("eventor").addHandler(Print())
         logging.getLogger("eventor").setLevel(logging.INFO)
-        config = {{"logdir": ".", "max_tasks_per_child": {most}}}
-        with evr.Eventor(store=":memory:", config=config) as ev:
-            events = [ev.add_event(str(number)) for number in range(5)]
-            for number in range(4):
-                triggers = {{"at_success": events[number + 1]}}
-                step = ev.add_step(f"s{{number}}", time.sleep, (0.05,), triggers=triggers)
-                ev.add_assoc(events[number], step)
-            ev.trigger_event(events[0])
-            ev()
+        for most in (1, None):
+            config = {"logdir": ".", "max_tasks_per_child": most}
+            with evr.Eventor(store=":memory:", config=config) as ev:
+                events = [ev.add_event(str(number)) for number in range(5)]
+                for number in range(4):
+                    triggers = {"at_success": events[number + 1]}
+                    step = ev.add_step(f"s{number}", time.sleep, (0.05,), triggers=triggers)
+                    ev.add_assoc(events[number], step)
+                ev.trigger_event(events[0])
+                ev()
         """,
         PYTHONUNBUFFERED="",
     )
     lines = ran.stdout.splitlines()
-    assert len(lines) == len(set(lines)) == 2 + 2 * 4, ran.stdout
+    assert len(lines) == len(set(lines)) == 2 * (2 + 2 * 4), ran.stdout
 
 
 @pytest.mark.parametrize("most", [1, None])
@@ -545,7 +545,7 @@ def test_a_step_that_writes_to_all_it_holds_but_its_own_pipe_harms_nobody(make, 
     assert set(statuses(ev).values()) == {"success"}
 
 
-def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, place):
+def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, tmp_path, place):
     """They wait at their pipes, of which nobody else may hold the owner's end."""
     program = start(
         """
@@ -557,12 +557,16 @@ def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, p
             pathlib.Path(f"{number}.new").write_text(str(os.getpid()))
             os.rename(f"{number}.new", f"{number}.pid")
 
+        def end_late():
+            while not os.path.exists("over"):
+                time.sleep(0.005)
+
         config = {"logdir": ".", "max_tasks_per_child": None, "max_concurrent": 3}
         with evr.Eventor(store=os.environ["STORE"], config=config) as ev:
             go = ev.add_event("go")
             for number in range(2):
                 ev.add_assoc(go, ev.add_step(f"notes {number}", note, (number,)))
-            ev.add_assoc(go, ev.add_step("ends late", time.sleep, (3,)))
+            ev.add_assoc(go, ev.add_step("ends late", end_late))
             ev.trigger_event(go)
             ev()
         """,
@@ -576,6 +580,7 @@ def test_processes_of_many_steps_end_when_their_owner_and_its_keeper_do(start, p
     os.kill(keeper, signal.SIGKILL)
     program.kill()
     wait_until(lambda: not any(owner._start_of(pid) for pid in idle))
+    (tmp_path / "over").touch()
 
 
 @pytest.mark.parametrize("most", [1, None])
