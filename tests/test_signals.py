@@ -263,6 +263,17 @@ def test_a_flow_runs_in_any_thread(two, construct):
 
 
 @pytest.fixture
+def waiting_thread():
+    """Have another thread."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.fixture
 def other_thread():
     """Have another thread, which logs, writes and imports all the time."""
     stop = threading.Event()
@@ -282,7 +293,7 @@ def other_thread():
     thread.join()
 
 
-def test_a_fork_beside_other_threads_gives_one_warning(two, other_thread):
+def test_a_fork_beside_other_threads_gives_one_warning(two, waiting_thread):
     ev = two(int)
     with pytest.warns(RuntimeWarning) as caught:
         assert ev() is True
@@ -291,7 +302,7 @@ def test_a_fork_beside_other_threads_gives_one_warning(two, other_thread):
     assert warning.filename == __file__
 
 
-def test_as_an_error_it_comes_before_anything_is_active(two, other_thread):
+def test_as_an_error_it_comes_before_anything_is_active(two, waiting_thread):
     ev = two(int)
     with pytest.raises(RuntimeWarning, match="get_context"):
         ev()
