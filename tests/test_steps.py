@@ -44,6 +44,27 @@ def run_one(make):
     return run
 
 
+@pytest.fixture
+def run_all(make):
+    """Run steps, each a function and its arguments; return their records."""
+
+    def run(calls, construct):
+        config = {"stop_on_exception": False}
+        if construct is not None:
+            config["task_construct"] = construct
+        if construct is SPAWN:
+            config["max_tasks_per_child"] = None  # a start takes long: one does for all
+        ev = make(config=config)
+        go = ev.add_event("go")
+        for number, (func, *args) in enumerate(calls):
+            ev.add_assoc(go, ev.add_step(f"s{number}", func=func, args=tuple(args)))
+        ev.trigger_event(go)
+        ev()
+        return ev.tasks()
+
+    return run
+
+
 def double(number=21):
     return 2 * number
 
@@ -90,21 +111,19 @@ def fussy():
 
 
 @pytest.mark.parametrize("construct", CONSTRUCTS)
-@pytest.mark.parametrize(
-    "func",
-    [
+def test_any_callable_is_a_step(run_all, construct):
+    functions = [
         double,
         functools.partial(double, number=21),
         Doubler().double,
         double_later,
         functools.partial(double_later, 21),
         Doubler(),
-    ],
-)
-def test_any_callable_is_a_step(run_one, func, construct):
-    task = run_one(func, construct=construct)
-    assert task.result == 42
-    assert (task.pid == os.getpid()) == (construct is threading.Thread)
+    ]
+    tasks = run_all([(func,) for func in functions], construct)
+    assert [task.result for task in tasks] == [42] * 6
+    here = construct is threading.Thread
+    assert [task.pid == os.getpid() for task in tasks] == [here] * 6
 
 
 @pytest.mark.parametrize("construct", [None, threading.Thread])
@@ -139,19 +158,14 @@ def test_whatever_is_raised_is_a_failure(run_one, exception, error):
 
 
 @pytest.mark.parametrize("construct", CONSTRUCTS)
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        (None, None),
-        (0, None),
-        (False, None),
-        (3, "SystemExit: exit code 3"),
-        (True, "SystemExit: exit code 1"),
-        ("words", "SystemExit: exit code 1: words"),
-    ],
-)
-def test_sys_exit_ends_a_step_by_its_code(run_one, code, error, construct):
-    assert run_one(sys.exit, code, construct=construct).error == error
+def test_sys_exit_ends_a_step_by_its_code(run_all, construct):
+    codes = [None, 0, False, 3, True, "words"]
+    assert [task.error for task in run_all([(sys.exit, code) for code in codes], construct)] == [
+        *[None] * 3,
+        "SystemExit: exit code 3",
+        "SystemExit: exit code 1",
+        "SystemExit: exit code 1: words",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -199,8 +213,8 @@ def test_a_result_that_cannot_be_rebuilt_here_is_named(run_one):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("construct", CONSTRUCTS[:2])
-def test_a_result_of_80_megabytes_comes_through(run_one, construct):
-    assert run_one(bytes, 80_000_000, construct=construct).result == bytes(80_000_000)
+def test_a_result_of_20_megabytes_comes_through(run_one, construct):
+    assert run_one(bytes, 20_000_000, construct=construct).result == bytes(20_000_000)
 
 
 def test_what_a_spawned_process_cannot_be_sent_is_named(run_one):
@@ -408,8 +422,9 @@ def test_what_else_writes_to_the_pipe_of_a_step_fails_that_step_alone(make):
     assert ev.tasks("s")[0].error == "what came through its pipe was not sent by eventor"
 
 
-@pytest.mark.slow
-def test_a_process_that_lingers_after_its_step_is_ended(run_one, debug_log):
+def test_a_process_that_lingers_after_its_step_is_ended(run_one, debug_log, monkeypatch):
+    monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.2)
+
     def step():
         threading.Thread(target=signal.pause).start()
         threading.Thread(target=threading.Event().wait).start()
@@ -424,18 +439,18 @@ def test_no_outcome_is_lost_on_a_busy_machine(make):
     """A worker may send its outcome and die between the looks at its pipe and at its process."""
     busy = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        for _ in range(2 * (os.cpu_count() or 1))
+        for _ in range(os.cpu_count() or 1)
     ]
     try:
         ev = make(config={"max_concurrent": 8})
         go = ev.add_event("go")
-        for number in range(300):
+        for number in range(100):
             size = 1 if number % 3 else 200_000
             ev.add_assoc(go, ev.add_step(f"s{number}", func=lambda size=size: b"x" * size))
         ev.trigger_event(go)
         assert ev() is True
         assert {len(task.result) for task in ev.tasks()} == {1, 200_000}
-        assert len(ev.tasks(status="success")) == 300
+        assert len(ev.tasks(status="success")) == 100
     finally:
         for process in busy:
             process.kill()
