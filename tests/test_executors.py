@@ -228,10 +228,10 @@ def test_a_factory_is_called_when_ev_starts_and_shut_down_when_it_ends(make, kin
     made = []
 
     def factory():
-        made.append(MAKERS[kind](2))
+        made.append(MAKERS[kind](1))
         return made[-1]
 
-    ev = make(config={"task_construct": factory, "max_concurrent": 2})
+    ev = make(config={"task_construct": factory})
     add(ev, plus, 1)
     assert made == []
     assert ev() is True
@@ -491,10 +491,11 @@ def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(on, kind, caplog):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["processes", "loky", "dask"])
-@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "attempts"), [("processes", 1), ("processes", 2), ("loky", 2), ("dask", 2)]
+)
 def test_a_lost_worker_is_a_failure_that_a_retry_mends(make, instances, kind, attempts, tmp_path):
-    construct = instances(kind) if kind == "dask" else MAKERS[kind]
+    construct = instances(kind) if kind == "dask" else functools.partial(MAKERS[kind], 1)
     settings = {"task_construct": construct, "max_concurrent": 4, "stop_on_exception": False}
     ev = make(config=settings)
     lost = add(ev, die_once, tmp_path / "died", config={"max_attempts": attempts})
