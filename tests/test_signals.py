@@ -307,8 +307,8 @@ def test_as_an_error_it_comes_before_anything_is_active(two, waiting_thread):
     with pytest.raises(RuntimeWarning, match="get_context"):
         ev()
     assert statuses(ev) == {}
-    spawn = {"task_construct": multiprocessing.get_context("spawn").Process}
-    assert two(int, config=spawn)() is True
+    spawn = multiprocessing.get_context("spawn").Process
+    assert two(int, config={"task_construct": spawn, "max_tasks_per_child": None})() is True
 
 
 @pytest.mark.filterwarnings("ignore:eventor is about to fork")
