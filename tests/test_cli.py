@@ -873,7 +873,7 @@ def test_to_import_eventor_does_not_import_what_the_command_needs(tmp_path):
 
 
 def completed(*arguments):
-    *before, last = arguments
+    *before, last = map(str, arguments)
     complete = ShellComplete(cli.cli, {}, "eventor", "_EVENTOR_COMPLETE")
     return [(item.value, item.type) for item in complete.get_completions(before, last)]
 
@@ -1019,23 +1019,29 @@ def test_a_run_and_its_recovery_are_not_named_in_two_ways(simple, run):
     assert run("show", "flow.db", "--run", "1.0", "--recovery", "0")[0] == 0
 
 
-def test_names_are_completed_in_quotes_where_bash_needs_them(make, run, monkeypatch):
+@pytest.mark.stores("both")
+def test_names_are_completed_in_quotes_where_bash_needs_them(make, run, monkeypatch, place):
     with make(name="a run; with `words`") as ev:
         ev.add_step("plain", int)
         ev.add_step("in $HOME", int)
         ev()
     monkeypatch.setenv("_EVENTOR_COMPLETE", "bash_complete")
-    monkeypatch.setenv("HOME", str(Path.cwd()))
-    assert completed("show", "~/flow.db", "--step", "") == [
+    assert completed("show", place.store, "--step", "") == [
         ("plain", "plain"),
         ("'in $HOME'", "plain"),
     ]
-    assert completed("show", "$HOME/flow.db", "--name", "a") == [
-        ("'a run; with `words`'", "plain"),
-    ]
+    assert completed("show", place.store, "--name", "a") == [("'a run; with `words`'", "plain")]
     assert completed("nothing", "x") == []
     monkeypatch.setenv("_EVENTOR_COMPLETE", "zsh_complete")
-    assert completed("show", "flow.db", "--step", "in") == [("in $HOME", "plain")]
+    assert completed("show", place.store, "--step", "in") == [("in $HOME", "plain")]
+
+
+@pytest.mark.stores("sqlite")
+@pytest.mark.parametrize("path", ["~/flow.db", "$HOME/flow.db", "sqlite:///$HOME/flow.db"])
+def test_the_path_of_a_file_is_read_as_a_shell_would(path, simple, run, monkeypatch):
+    simple(1)
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    assert completed("show", path, "--step", "") == [("s", "plain")]
 
 
 def test_a_script_that_never_ends_is_ended_with_the_command(start, tmp_path):

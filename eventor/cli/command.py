@@ -323,7 +323,8 @@ def _completing(
     ) -> list[CompletionItem]:
         # Where the last word is an option that lacks its value, the store is among what is left.
         given = ctx.params.get("store") or next(iter(ctx.args), "")
-        store = os.path.expandvars(Path(given).expanduser())  # the shell has not done it yet
+        # The shell has not done it yet. As a path, a URL would lose one of its slashes.
+        store = os.path.expandvars(given if "://" in given else Path(given).expanduser())
         try:
             with reading(store) as history:
                 found = known(ctx, history)
