@@ -30,6 +30,11 @@ class File:
         for path in self.store.parent.glob(f"{self.store.name}*"):
             path.unlink()
 
+    def content(self):
+        """Return what is there and when it was written, to tell whether that has changed."""
+        paths = self.store.parent.glob(f"{self.store.name}*")
+        return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
     def blob(self, data):
         """Return bytes as a statement has them."""
         return f"x'{data.hex()}'"
@@ -71,6 +76,11 @@ class Schema:
     def exists(self):
         """Tell whether somebody has made a store there."""
         return self.sql("SELECT to_regclass('eventor_schema') IS NOT NULL") == [(True,)]
+
+    def content(self):
+        """Return what is there and what has written it, to tell whether that has changed."""
+        tables = self.sql(f"SELECT tablename FROM pg_tables WHERE schemaname = '{self.name}'")
+        return {table: self.sql(f"SELECT xmin, * FROM {table}") for (table,) in tables}
 
     def blob(self, data):
         """Return bytes as a statement has them."""

@@ -26,7 +26,7 @@ from eventor.cli.named import sequences_of, split
 from eventor.storage.history import History
 from tests.conftest import on_sqlite, sql, wait_until
 
-pytestmark = pytest.mark.stores("sqlite")
+pytestmark = pytest.mark.stores("either")
 
 PROGRAM = """
 import math, os, signal, sys, time
@@ -89,6 +89,11 @@ def shell(tmp_path, *arguments, **environment):
         timeout=60,
         check=False,
     )
+
+
+def words_of(command, place):
+    """Return the words of a command, with the place of the test for STORE."""
+    return [str(place.store) if word == "STORE" else word for word in command.split()]
 
 
 def loads(text):
@@ -244,12 +249,12 @@ def test_a_failed_run_is_shown_with_its_errors_tracebacks_and_output(failed, run
     assert [event["event"] for event in told["events"]][:1] == ["go"]
 
 
-def test_tasks_are_chosen_by_step_sequence_and_status(simple, run, data):
+def test_tasks_are_chosen_by_step_sequence_and_status(simple, run, data, place):
     simple(1, "1", 2)
     simple(run_mode="recover")
 
     def chosen(*options):
-        return [task["sequence"] for task in data("show", "flow.db", *options)["tasks"]]
+        return [task["sequence"] for task in data("show", place.store, *options)["tasks"]]
 
     assert chosen() == [1, "1", 2]
     assert chosen("--sequence", "1") == [1]
@@ -259,18 +264,18 @@ def test_tasks_are_chosen_by_step_sequence_and_status(simple, run, data):
     assert chosen("--status", "success") == []
     assert chosen("--status", "success", "--run", "1.0", "--step", "s") == [1, "1", 2]
     assert chosen("--status", "success", "--run", "1", "--recovery", "0") == [1, "1", 2]
-    _, printed, said = run("show", "flow.db", "--traceback", "--output")
+    _, printed, said = run("show", place.store, "--traceback", "--output")
     assert "  '1'\n" in printed
     assert "based on recovery 0\n" in printed
     nothing, uncaptured = said.splitlines()
     assert nothing == "eventor: no attempt at these tasks has failed"
     assert uncaptured.startswith("eventor: of these tasks no output was captured; ")
     unknown = "eventor: run 1 has no step 'x'; known are s\n"
-    assert run("show", "flow.db", "--step", "x") == (2, "", unknown)
+    assert run("show", place.store, "--step", "x") == (2, "", unknown)
 
 
-def test_why_tells_the_chain_of_causes_or_what_is_missing(failed, run, data):
-    code, printed, _ = run("why", "flow.db", "check[all][monday]")
+def test_why_tells_the_chain_of_causes_or_what_is_missing(failed, run, data, place):
+    code, printed, _ = run("why", place.store, "check[all][monday]")
     assert code == 0
     lines = [re.split(r"  +", line) for line in printed.splitlines()]
     assert lines == [
@@ -279,8 +284,8 @@ def test_why_tells_the_chain_of_causes_or_what_is_missing(failed, run, data):
         [lines[2][0], "failure", "step check[all][monday]", "association of go", lines[2][4]],
     ]
     assert lines[2][4].startswith("ValueError: ")
-    assert run("why", "flow.db", "check[all]")[1] == printed
-    code, printed, _ = run("why", "flow.db", "report")
+    assert run("why", place.store, "check[all]")[1] == printed
+    code, printed, _ = run("why", place.store, "report")
     assert code == 0
     needs = "it needs load.success and check[all].success"
     error = "ValueError: invalid literal for int() with base 10: 'x'"
@@ -290,33 +295,33 @@ def test_why_tells_the_chain_of_causes_or_what_is_missing(failed, run, data):
         "    expression of event check[all].success[monday] is not raised",
         f"      at_success of step check[all][monday] failed: {error}",
     ]
-    told = data("why", "flow.db", "go", "--event")
+    told = data("why", place.store, "go", "--event")
     assert (told["kind"], told["sequence"], told["happened"]) == ("event", "monday", True)
     assert told["chain"][0]["cause"]["kind"] == "call"
-    told = data("why", "flow.db", "report[monday]")
+    told = data("why", place.store, "report[monday]")
     assert [lack["depth"] for lack in told["lacks"]] == [0, 1, 2, 3]
     assert told["lacks"][3]["status"] == "failure"
 
 
-def test_why_says_what_is_not_there(failed, simple, run):
+def test_why_says_what_is_not_there(failed, simple, run, place):
     known = "known are go, load.success, check[all].success, both"
     told = f"eventor: run 1 has no event 'report'; {known}\n"
-    assert run("why", "flow.db", "report[monday]", "--event") == (2, "", told)
-    assert run("why", "flow.db", "chek[all]")[2].endswith("did you mean 'check[all]'?\n")
+    assert run("why", place.store, "report[monday]", "--event") == (2, "", told)
+    assert run("why", place.store, "chek[all]")[2].endswith("did you mean 'check[all]'?\n")
     simple()
-    code, _, said = run("why", "flow.db", "s")
+    code, _, said = run("why", place.store, "s")
     assert (code, said) == (
         2,
         "eventor: step s has happened in no sequence; name one, as in 's[1]'\n",
     )
     simple(*range(7))
     several = "there are 7 sequences for step s: 0, 1, 2, 3, 4, ...; name one, as in 's[6]'"
-    assert run("why", "flow.db", "s") == (2, "", f"eventor: {several}\n")
+    assert run("why", place.store, "s") == (2, "", f"eventor: {several}\n")
 
 
-def test_a_sequence_is_the_int_where_there_is_such_a_one_else_the_str(simple, data):
+def test_a_sequence_is_the_int_where_there_is_such_a_one_else_the_str(simple, data, place):
     def sequence(what, *options):
-        return data("why", "flow.db", what, *options)["sequence"]
+        return data("why", place.store, what, *options)["sequence"]
 
     simple(1, "1", "2", "'3'")
     assert [sequence(what) for what in ("s[1]", "s['1']", 's["1"]')] == [1, "1", "1"]
@@ -418,19 +423,18 @@ def test_a_run_is_watched_until_it_ends(start, tmp_path, bad, place):
     assert process.returncode == bad
 
 
-def test_a_run_is_watched_on_a_terminal(start, tmp_path):
-    start(WATCHED, "bad", STORE="watched.db")
-    store = tmp_path / "watched.db"
+def test_a_run_is_watched_on_a_terminal(start, tmp_path, place):
+    start(WATCHED, "bad", STORE=place.store)
     wait_until(
         lambda: (
-            store.exists()
-            and sql(store, "SELECT * FROM eventor_task WHERE status = 'failure'")
-            and sql(store, "SELECT * FROM eventor_task WHERE status = 'active'")
+            place.exists()
+            and place.sql("SELECT * FROM eventor_task WHERE status = 'failure'")
+            and place.sql("SELECT * FROM eventor_task WHERE status = 'active'")
         )
     )
     mine, its = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "eventor", "watch", store],
+        [sys.executable, "-m", "eventor", "watch", place.store],
         stdout=its,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "80", "LANG": "C.UTF-8"},
     )
@@ -451,23 +455,23 @@ def test_a_run_is_watched_on_a_terminal(start, tmp_path):
     assert b"1 of 2 tasks" in shown
 
 
-def test_what_has_ended_is_watched_no_more(failed, simple, run, crashed):
-    code, printed, said = run("watch", "flow.db")
+def test_what_has_ended_is_watched_no_more(failed, simple, run, crashed, place):
+    code, printed, said = run("watch", place.store)
     assert (code, said) == (1, "")
     told = "ValueError: invalid literal for int() with base 10: 'x'"
     assert printed.splitlines()[0] == f"failed: check[all][monday]: {told}"
     simple(1, name="well")
-    assert run("watch", "flow.db")[0] == 0
+    assert run("watch", place.store)[0] == 0
     code, printed, said = run("watch", str(crashed), "--json")
     assert (code, said) == (1, "")
     document = json.loads(printed)
     assert (document["name"], document["status"]) == ("daily", "crashed")
 
 
-def test_a_flow_is_drawn_of_a_run_and_of_a_script(failed, run, tmp_path):
-    code, printed, said = run("graph", "flow.db")
+def test_a_flow_is_drawn_of_a_run_and_of_a_script(failed, run, tmp_path, place):
+    code, printed, said = run("graph", place.store)
     assert (code, printed.splitlines()[0], said) == (0, "flowchart TD", "")
-    assert run("graph", "flow.db", "-o", "a.svg", "--events", "few") == (0, "", "")
+    assert run("graph", place.store, "-o", "a.svg", "--events", "few") == (0, "", "")
     assert ET.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
     (tmp_path / "script.py").write_text(
         "import sys, eventor\n"
@@ -478,7 +482,7 @@ def test_a_flow_is_drawn_of_a_run_and_of_a_script(failed, run, tmp_path):
     code, printed, said = run("graph", "script.py", "--", "--name", "first")
     assert (code, "first" in printed, said) == (0, True, "")
     assert not (tmp_path / "script.db").exists()
-    document = json.loads(run("graph", "flow.db", "--json")[1])
+    document = json.loads(run("graph", place.store, "--json")[1])
     assert [step["name"] for step in document["definition"]["steps"]][:1] == ["load"]
     assert document["counts"]["events"]["go"] == 1
     assert document["counts"]["steps"]["load"]["success"] == 1
@@ -489,16 +493,16 @@ def test_a_flow_is_drawn_of_a_run_and_of_a_script(failed, run, tmp_path):
         (("-o", "a.gif"), "cannot be saved as 'a.gif'; expected a name that ends in .svg"),
         (("more",), "'more' is one argument too many"),
     ]:
-        code, _, said = run("graph", "flow.db", *arguments)
+        code, _, said = run("graph", place.store, *arguments)
         assert (code, words in said) == (2, True)
 
 
-def test_a_run_is_reported(failed, run, tmp_path):
-    assert run("report", "flow.db", "-o", "run.html") == (0, "", "")
+def test_a_run_is_reported(failed, run, tmp_path, place):
+    assert run("report", place.store, "-o", "run.html") == (0, "", "")
     page = (tmp_path / "run.html").read_text()
     assert "<svg" in page
     assert "invalid literal for int()" in page
-    assert run("report", "flow.db", "-o", "-")[1].startswith("<!doctype html>")
+    assert run("report", place.store, "-o", "-")[1].startswith("<!doctype html>")
 
 
 @pytest.mark.stores("both")
@@ -527,15 +531,18 @@ def test_prune_says_what_it_deletes_and_what_cannot_be_recovered_then(
     assert run("show", place.store)[0] == 2
 
 
-def test_prune_leaves_a_live_run_and_the_space(simple, make, run):
+def test_prune_leaves_a_live_run_and_the_space(simple, make, run, place):
     simple(1)
     make()
-    code, printed, said = run("prune", "flow.db", "--keep", "0")
+    code, printed, said = run("prune", place.store, "--keep", "0")
     assert (code, printed.splitlines()[-1]) == (0, "1 run deleted")
     assert said == "eventor: a run is live, so the space is left in the store, to be used again\n"
 
 
-def test_prune_says_so_where_space_cannot_be_given_back(simple, run, tmp_path, monkeypatch):
+@pytest.mark.stores("sqlite")
+def test_prune_says_so_where_space_cannot_be_given_back(simple, run, monkeypatch):
+    """PostgreSQL gives it back by itself."""
+
     def full(*_):
         raise OSError("No space left on device")
 
@@ -547,27 +554,27 @@ def test_prune_says_so_where_space_cannot_be_given_back(simple, run, tmp_path, m
     assert "cannot give space back: No space left on device" in said
 
 
-def test_prune_takes_a_rule_that_can_be_read(simple, run):
+def test_prune_takes_a_rule_that_can_be_read(simple, run, place):
     simple(1)
-    assert run("prune", "flow.db") == (
+    assert run("prune", place.store) == (
         2,
         "",
         "eventor: missing option '--keep' or '--older-than' (see eventor prune --help)\n",
     )
     for age in ("", "d", "30", "30y", "-1d", "99999999999999w", "1e3d"):
-        code, _, said = run("prune", "flow.db", "--older-than", age)
+        code, _, said = run("prune", place.store, "--older-than", age)
         assert code == 2
         assert f"{age!r} is no age; expected one such as 30d, 12h, 90m or 2w" in said
     for number in ("-1", "x", "9" * 20):
-        assert f"{number!r} is no number" in run("prune", "flow.db", f"--keep={number}")[2]
+        assert f"{number!r} is no number" in run("prune", place.store, f"--keep={number}")[2]
 
 
-def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_path):
+def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_path, place):
     def odd():
         raise ValueError('a "b", c\nd\re\0f ü')
 
     simple(1, "1,\n2", step=odd)
-    assert run("export", "flow.db", "--format", "csv", "-o", "out.csv") == (0, "", "")
+    assert run("export", place.store, "--format", "csv", "-o", "out.csv") == (0, "", "")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["sequence"], row["sequence_type"]) for row in rows] == [
@@ -577,7 +584,7 @@ def test_csv_has_a_row_for_each_task_and_keeps_what_is_in_it(simple, run, tmp_pa
     assert rows[0]["error"] == 'ValueError: a "b", c\nd\re\\x00f ü'
     assert (rows[0]["run_id"], rows[0]["step"], rows[0]["cause_source"]) == ("1", "s", "go")
     assert float(rows[0]["seconds"]) >= 0
-    printed = run("export", "flow.db", "--format", "csv", "--run", "1.0")[1]
+    printed = run("export", place.store, "--format", "csv", "--run", "1.0")[1]
     assert list(csv.DictReader(io.StringIO(printed, newline=""))) == rows
 
 
@@ -604,8 +611,9 @@ def test_json_has_runs_recoveries_tasks_and_events(failed, simple, run, place):
 WRITES = [("export",), ("report",), ("graph",)]
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.parametrize("command", WRITES, ids=" ".join)
-def test_a_store_is_not_written_over(command, simple, run, tmp_path):
+def test_the_file_of_a_store_is_not_written_over(command, simple, run, tmp_path):
     simple(1)
     before = (tmp_path / "flow.db").read_bytes()
     (tmp_path / "link").symlink_to("flow.db")
@@ -624,30 +632,27 @@ def test_a_store_is_not_written_over(command, simple, run, tmp_path):
     assert not list(tmp_path.glob("flow.db-*"))
 
 
-def test_a_file_is_written_as_it_is_asked_for(simple, run, tmp_path):
+def test_a_file_is_written_as_it_is_asked_for(simple, run, tmp_path, place):
     simple(1)
-    printed = run("export", "flow.db")[1]
+    printed = run("export", place.store)[1]
     (tmp_path / "mine").write_text("before")
     (tmp_path / "mine").chmod(0o640)
     (tmp_path / "link").symlink_to("mine")
-    assert run("export", "flow.db", "-o", "link") == (0, "", "")
+    assert run("export", place.store, "-o", "link") == (0, "", "")
     assert (tmp_path / "mine").read_text() == printed
     assert (tmp_path / "link").is_symlink()
     assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o640
-    assert run("export", "flow.db", "-o", "-") == (0, printed, "")
+    assert run("export", place.store, "-o", "-") == (0, printed, "")
     assert not (tmp_path / "-").exists()
-    for place, words in [
+    for path, words in [
         ("none/out", "none/out cannot be written: No such file or directory"),
         (".", "cannot be written: Is a directory"),
-        ("flow.db/x", "cannot be written: Not a directory"),
+        ("mine/x", "cannot be written: Not a directory"),
     ]:
-        code, _, said = run("export", "flow.db", "-o", place)
+        code, _, said = run("export", place.store, "-o", path)
         assert (code, words in said) == (2, True)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "logs") == [
-        "flow.db",
-        "link",
-        "mine",
-    ]
+    others = {path.name for path in tmp_path.iterdir()} - {"flow.db", "logs"}
+    assert others == {"link", "mine"}
 
 
 LOOKS = [
@@ -688,46 +693,55 @@ def test_what_is_no_store_is_told_in_one_line_and_left_as_it_is(command, run, tm
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("command", [*LOOKS, *ASKS], ids=" ".join)
-def test_a_store_of_another_schema_is_left_as_it_is(command, version, simple, run, tmp_path):
+def test_a_store_of_another_schema_is_left_as_it_is(command, version, simple, run, place):
     simple(1)
-    sql(tmp_path / "flow.db", f"UPDATE eventor_schema SET version = {version}")
-    before = (tmp_path / "flow.db").read_bytes()
-    code, _, said = run(command[0], "flow.db", *command[1:])
+    place.sql(f"UPDATE eventor_schema SET version = {version}")
+    before = place.content()
+    code, _, said = run(command[0], place.store, *command[1:])
     assert code == 2
     assert re.fullmatch(rf"eventor: .*has schema version {version}.*left as it is.*\n", said)
-    assert (tmp_path / "flow.db").read_bytes() == before
+    assert place.content() == before
 
 
 @pytest.mark.parametrize("command", LOOKS, ids=" ".join)
-def test_to_look_writes_nothing(command, simple, run, tmp_path):
+def test_to_look_writes_nothing(command, simple, run, tmp_path, place):
     simple(1)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert run(command[0], "flow.db", *command[1:])[0] == 0
-    assert run(command[0], f"sqlite:///{tmp_path}/flow.db", *command[1:])[0] == 0
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}, place.content()
+    assert run(command[0], place.store, *command[1:])[0] == 0
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}, place.content()
+    assert after == before
+
+
+@pytest.mark.stores("sqlite")
+def test_a_file_may_be_named_by_its_url(simple, run, place):
+    simple(1)
+    before = place.content()
+    for command in ("runs", "show", "graph"):
+        assert run(command, f"sqlite:///{place.store}")[0] == 0
+    assert place.content() == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("command", "words"),
     [
-        (("rnus",), "there is no command 'rnus'; did you mean 'runs'? (see eventor --help)"),
-        (("runs",), "missing argument 'STORE' (see eventor runs --help)"),
-        (("runs", "flow.db", "--nmae", "x"), "no such option"),
-        (("show", "flow.db", "--status", "done"), "'done' is not one of 'ready', 'active'"),
-        (("show", "flow.db", "--run", "x"), "'x' is no run; expected its number, as 4, or 4.1"),
-        (("show", "flow.db", "--run", "9"), "has no run 9; the latest is 1"),
-        (("show", "flow.db", "--run", "1.5"), "run 1 has no recovery 5; the latest is 0"),
-        (("show", "flow.db", "--recovery", "5"), "run 1 has no recovery 5; the latest is 0"),
-        (("show", "flow.db", "--name", "x"), "has no run named 'x'; it has runs named ''"),
-        (("runs", "flow.db", "--name", "x"), "has no run named 'x'; it has runs named ''"),
-        (("report", "flow.db"), "missing option '-o'"),
-        (("export", "flow.db", "--format", "xml"), "'xml' is not one of"),
-        (("graph", "none.py"), "there is no script 'none.py'"),
+        ("rnus", "there is no command 'rnus'; did you mean 'runs'? (see eventor --help)"),
+        ("runs", "missing argument 'STORE' (see eventor runs --help)"),
+        ("runs STORE --nmae x", "no such option"),
+        ("show STORE --status done", "'done' is not one of 'ready', 'active'"),
+        ("show STORE --run x", "'x' is no run; expected its number, as 4, or 4.1"),
+        ("show STORE --run 9", "has no run 9; the latest is 1"),
+        ("show STORE --run 1.5", "run 1 has no recovery 5; the latest is 0"),
+        ("show STORE --recovery 5", "run 1 has no recovery 5; the latest is 0"),
+        ("show STORE --name x", "has no run named 'x'; it has runs named ''"),
+        ("runs STORE --name x", "has no run named 'x'; it has runs named ''"),
+        ("report STORE", "missing option '-o'"),
+        ("export STORE --format xml", "'xml' is not one of"),
+        ("graph none.py", "there is no script 'none.py'"),
     ],
 )
-def test_bad_usage_is_told_in_one_line(arguments, words, simple, run):
+def test_bad_usage_is_told_in_one_line(command, words, simple, run, place):
     simple(1)
-    code, printed, said = run(*arguments)
+    code, printed, said = run(*words_of(command, place))
     assert (code, printed) == (2, "")
     assert words in said
     assert re.match("eventor: .", said)
@@ -748,23 +762,23 @@ def test_help_has_examples_for_each_command(run):
     assert said.startswith("Usage: eventor ")
 
 
-def test_colours_are_for_terminals_and_can_be_had_and_refused(failed, run, monkeypatch):
-    plain = run("show", "flow.db")[1]
+def test_colours_are_for_terminals_and_can_be_had_and_refused(failed, run, monkeypatch, place):
+    plain = run("show", place.store)[1]
     assert "\x1b" not in plain
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    coloured = run("show", "flow.db")[1]
+    coloured = run("show", place.store)[1]
     assert "\x1b[" in coloured
     undone = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert re.sub(r"\(.*ago\)", "", undone) == re.sub(r"\(.*ago\)", "", plain)
-    for arguments in (("show", "flow.db", "--no-color"), ("--no-color", "show", "flow.db")):
+    for arguments in (("show", place.store, "--no-color"), ("--no-color", "show", place.store)):
         assert "\x1b" not in run(*arguments)[1]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in run("show", "flow.db")[1]
+    assert "\x1b" not in run("show", place.store)[1]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_tables_are_as_wide_as_the_terminal(columns, make, run, monkeypatch):
+def test_tables_are_as_wide_as_the_terminal(columns, make, run, monkeypatch, place):
     ev = make(name="a name of a run that is somewhat long", config={"stop_on_exception": False})
     go = ev.add_event("go")
     long = "a step whose name is so long that it takes a line of its own, and then some more of it"
@@ -773,7 +787,7 @@ def test_tables_are_as_wide_as_the_terminal(columns, make, run, monkeypatch):
     ev()
     monkeypatch.setenv("COLUMNS", str(columns))
     for command in (("show",), ("runs",), ("why", f"{long}[a sequence that is long]")):
-        code, printed, _ = run(command[0], "flow.db", *command[1:])
+        code, printed, _ = run(command[0], place.store, *command[1:])
         assert code == 0
         table = printed.splitlines()[2 if command == ("show",) else 0 :]
         assert max(map(len, table)) <= columns
@@ -782,7 +796,7 @@ def test_tables_are_as_wide_as_the_terminal(columns, make, run, monkeypatch):
         assert command == ("runs",) or "shortint" in words or "takes" in words
 
 
-def test_what_would_do_something_to_a_terminal_is_written_out(make, run):
+def test_what_would_do_something_to_a_terminal_is_written_out(make, run, place):
     def step():
         print("\x1b[31mred\x1b[0m\x1b]0;title\x07 10%\r100%\x1b[2J\x08")
         raise ValueError("a\x1b[31m\tb")
@@ -792,31 +806,29 @@ def test_what_would_do_something_to_a_terminal_is_written_out(make, run):
     ev.add_assoc(go, ev.add_step("s", step, config={"capture_output": True}))
     ev.trigger_event(go, "\x1b[1mx\n")
     ev()
-    code, printed, _ = run("show", "flow.db", "--traceback", "--output")
+    code, printed, _ = run("show", place.store, "--traceback", "--output")
     assert code == 0
     assert r"\x1b[1mx\n" in printed
     assert r"ValueError: a\x1b[31m\tb" in printed
     assert not set(printed) & {"\x1b", "\x07", "\x08", "\r"}
 
 
-def test_a_pipe_that_is_closed_early_ends_the_command_quietly(simple, tmp_path):
+def test_a_pipe_that_is_closed_early_ends_the_command_quietly(simple, place):
     simple(1)
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "eventor", "show", "flow.db"]
-    ended = subprocess.run(
-        command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "eventor", "show", place.store]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (-signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize("how", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_stream_that_is_closed_is_written_to_nowhere(simple, how, tmp_path):
+def test_a_stream_that_is_closed_is_written_to_nowhere(simple, how, place):
     simple(1)
-    command = f"exec {sys.executable} -W error -m eventor show flow.db {how}"
+    command = f'exec {sys.executable} -W error -m eventor show "$0" {how}'
     ran = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=False
+        ["sh", "-c", command, place.store], capture_output=True, timeout=60, check=False
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
 
@@ -825,13 +837,12 @@ FULL = Path("/dev/full")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no device that is full")
-@pytest.mark.parametrize("command", ["show flow.db", "export flow.db", "--help"])
-def test_output_that_cannot_be_written_is_told(simple, command, tmp_path):
+@pytest.mark.parametrize("command", ["show STORE", "export STORE", "--help"])
+def test_output_that_cannot_be_written_is_told(simple, command, place):
     simple(1)
     with FULL.open("w") as full:
         ran = subprocess.run(
-            [sys.executable, "-m", "eventor", *command.split()],
-            cwd=tmp_path,
+            [sys.executable, "-m", "eventor", *words_of(command, place)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -878,13 +889,13 @@ def completed(*arguments):
     return [(item.value, item.type) for item in complete.get_completions(before, last)]
 
 
-def test_a_shell_completes_commands_stores_names_steps_and_events(failed, run, tmp_path):
+def test_a_shell_completes_commands_stores_names_steps_and_events(failed, run, tmp_path, place):
     assert ("runs", "plain") in completed("ru")
     assert completed("show", "fl") == [("fl", "file")]
-    assert completed("show", "flow.db", "--name", "d") == [("daily", "plain")]
-    assert completed("show", "flow.db", "--step", "ch") == [("check[all]", "plain")]
-    assert completed("trigger", "flow.db", "g") == [("go", "plain")]
-    names = [name for name, _ in completed("why", "flow.db", "")]
+    assert completed("show", place.store, "--name", "d") == [("daily", "plain")]
+    assert completed("show", place.store, "--step", "ch") == [("check[all]", "plain")]
+    assert completed("trigger", place.store, "g") == [("go", "plain")]
+    names = [name for name, _ in completed("why", place.store, "")]
     assert {"load", "report", "go", "both"} <= set(names)
     assert completed("why", "none.db", "") == completed("show", "none.db", "--name", "") == []
     words = {"_EVENTOR_COMPLETE": "bash_complete", "COMP_WORDS": "eventor ru", "COMP_CWORD": "1"}
@@ -917,11 +928,11 @@ def test_the_log_of_a_store_is_not_written_over_through_a_link(crashed, run, tmp
     assert {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")} == before
 
 
-def test_another_store_is_not_written_over(simple, run, tmp_path):
+def test_another_store_is_not_written_over(simple, run, tmp_path, place):
     simple(1)
     sql(tmp_path / "other.db", "CREATE TABLE x (y)")
     before = (tmp_path / "other.db").read_bytes()
-    code, _, said = run("export", "flow.db", "-o", "other.db")
+    code, _, said = run("export", place.store, "-o", "other.db")
     assert (code, "is a SQLite database, which may be another store" in said) == (2, True)
     assert (tmp_path / "other.db").read_bytes() == before
 
@@ -948,7 +959,8 @@ def test_what_a_command_reads_is_of_one_state(
     live.close()
 
 
-def test_a_look_at_a_store_at_rest_is_repeated_if_it_was_written_meanwhile(
+@pytest.mark.stores("sqlite")
+def test_a_look_at_a_file_at_rest_is_repeated_if_it_was_written_meanwhile(
     simple, data, monkeypatch, tmp_path
 ):
     simple(1)
@@ -966,7 +978,8 @@ def test_a_look_at_a_store_at_rest_is_repeated_if_it_was_written_meanwhile(
     assert deleted == [0]
 
 
-def test_a_look_at_a_store_that_is_always_written_ends_with_an_error(simple, run, monkeypatch):
+@pytest.mark.stores("sqlite")
+def test_a_look_at_a_file_that_is_always_written_ends_with_an_error(simple, run, monkeypatch):
     simple(1)
     reading = History.tasks
 
@@ -984,21 +997,21 @@ def test_a_look_at_a_store_that_is_always_written_ends_with_an_error(simple, run
 
 
 @pytest.mark.parametrize("columns", ["0", "x", "-7", "9" * 9])
-def test_a_width_that_is_none_does_not_count(columns, simple, run, monkeypatch):
+def test_a_width_that_is_none_does_not_count(columns, simple, run, monkeypatch, place):
     simple(1)
-    printed = run("show", "flow.db")[1]
+    printed = run("show", place.store)[1]
     monkeypatch.setenv("COLUMNS", columns)
-    again = run("show", "flow.db")[1]
+    again = run("show", place.store)[1]
     assert again.splitlines()[2:] == printed.splitlines()[2:]
 
 
-def test_what_should_not_be_is_not_taken_for_a_failed_run(simple, run, monkeypatch):
+def test_what_should_not_be_is_not_taken_for_a_failed_run(simple, run, monkeypatch, place):
     def broken(*_):
         raise TypeError("of no type")
 
     simple(1)
     monkeypatch.setattr(History, "runs", broken)
-    code, _, said = run("runs", "flow.db")
+    code, _, said = run("runs", place.store)
     assert (code, "TypeError: of no type" in said, "eventor has a bug" in said) == (2, True, True)
 
 
@@ -1012,14 +1025,13 @@ def test_what_was_cut_short_is_not_told_as_active(crashed, run, tmp_path):
     assert 'class="node step cut"' in picture
 
 
-def test_a_run_and_its_recovery_are_not_named_in_two_ways(simple, run):
+def test_a_run_and_its_recovery_are_not_named_in_two_ways(simple, run, place):
     simple(1)
-    code, _, said = run("show", "flow.db", "--run", "1.1", "--recovery", "0")
+    code, _, said = run("show", place.store, "--run", "1.1", "--recovery", "0")
     assert (code, "expected one of them" in said) == (2, True)
-    assert run("show", "flow.db", "--run", "1.0", "--recovery", "0")[0] == 0
+    assert run("show", place.store, "--run", "1.0", "--recovery", "0")[0] == 0
 
 
-@pytest.mark.stores("both")
 def test_names_are_completed_in_quotes_where_bash_needs_them(make, run, monkeypatch, place):
     with make(name="a run; with `words`") as ev:
         ev.add_step("plain", int)
@@ -1068,29 +1080,31 @@ def keys_of(document):
     return set(document) | {key for one in document.values() for key in keys_of(one)}
 
 
-def test_the_keys_of_documents_are_on_the_page_about_the_command(failed, data, run):
+def test_the_keys_of_documents_are_on_the_page_about_the_command(failed, data, run, place):
     page = (Path(__file__).parent.parent / "docs/howto/command.rst").read_text()
-    documents = [data(name, "flow.db") for name in ("runs", "show")]
-    documents.append(data("prune", "flow.db", "--keep", "9"))
-    documents.append(json.loads(run("watch", "flow.db", "--json")[1]))
-    documents.append(json.loads(run("trigger", "flow.db", "go[1]", "--json")[1]))
-    documents.append(json.loads(run("export", "flow.db")[1]))
+    documents = [data(name, place.store) for name in ("runs", "show")]
+    documents.append(data("prune", place.store, "--keep", "9"))
+    documents.append(json.loads(run("watch", place.store, "--json")[1]))
+    documents.append(json.loads(run("trigger", place.store, "go[1]", "--json")[1]))
+    documents.append(json.loads(run("export", place.store)[1]))
     keys = {key for one in documents for key in keys_of(one)}
-    of_graph = json.loads(run("graph", "flow.db", "--json")[1])
+    of_graph = json.loads(run("graph", place.store, "--json")[1])
     keys |= set(of_graph) | set(of_graph["counts"])
-    keys |= set(data("why", "flow.db", "report[monday]"))
+    keys |= set(data("why", place.store, "report[monday]"))
     assert sorted(key for key in keys if f"``{key}``" not in page) == []
     assert len(keys) > 45
 
 
-@pytest.mark.parametrize("command", ["export flow.db", "show flow.db --json"])
-def test_output_that_is_cut_short_is_told_where_python_does_not_buffer(simple, command, tmp_path):
+@pytest.mark.parametrize("command", ['export "$0"', 'show "$0" --json'])
+def test_output_that_is_cut_short_is_told_where_python_does_not_buffer(
+    simple, command, tmp_path, place
+):
     simple(*range(50))
     limited = f"ulimit -f 8; exec {sys.executable} -m eventor {command} > cut"
     # What measures the tests could not write its own file either.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
     ran = subprocess.run(
-        ["bash", "-c", limited],
+        ["bash", "-c", limited, place.store],
         cwd=tmp_path,
         env={**environment, "PYTHONUNBUFFERED": "1"},
         stderr=subprocess.PIPE,
@@ -1103,20 +1117,22 @@ def test_output_that_is_cut_short_is_told_where_python_does_not_buffer(simple, c
 
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
-def test_what_belongs_to_another_store_is_not_written_over(simple, run, crashed, suffix, tmp_path):
+def test_what_belongs_to_another_store_is_not_written_over(
+    simple, run, crashed, suffix, tmp_path, place
+):
     simple(1)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")}
     (tmp_path / "link").symlink_to(f"crashed.db{suffix}")
-    for place in (f"crashed.db{suffix}", "link"):
-        code, _, said = run("export", "flow.db", "-o", place)
-        assert (code, f"{place} is a part of a SQLite database" in said) == (2, True)
+    for path in (f"crashed.db{suffix}", "link"):
+        code, _, said = run("export", place.store, "-o", path)
+        assert (code, f"{path} is a part of a SQLite database" in said) == (2, True)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("crashed.db*")} == before
 
 
-def test_a_flow_as_json_is_written_to_a_file(simple, run, tmp_path):
+def test_a_flow_as_json_is_written_to_a_file(simple, run, tmp_path, place):
     simple(1)
-    printed = run("graph", "flow.db", "--json")[1]
-    assert run("graph", "flow.db", "--json", "-o", "flow.json") == (0, "", "")
+    printed = run("graph", place.store, "--json")[1]
+    assert run("graph", place.store, "--json", "-o", "flow.json") == (0, "", "")
     assert (tmp_path / "flow.json").read_text() == printed
 
 
@@ -1135,16 +1151,19 @@ def test_a_script_has_no_runs(run, option, tmp_path):
         ("dumb", [], False, False),
     ],
 )
-def test_a_picture_is_drawn_as_the_terminal_can(start, tmp_path, term, options, drawn, coloured):
-    start(WATCHED, STORE="watched.db")
-    store = tmp_path / "watched.db"
+def test_a_picture_is_drawn_as_the_terminal_can(
+    start, tmp_path, term, options, drawn, coloured, place
+):
+    start(WATCHED, STORE=place.store)
     query = "SELECT * FROM eventor_task WHERE status = 'active'"
-    wait_until(lambda: store.exists() and sql(store, query))
+    wait_until(lambda: place.exists() and place.sql(query))
     mine, its = pty.openpty()
     environment = {**os.environ, "TERM": term, "COLUMNS": "80", "LANG": "C.UTF-8"}
     environment.pop("NO_COLOR", None)
     process = subprocess.Popen(
-        [sys.executable, "-m", "eventor", "watch", store, *options], stdout=its, env=environment
+        [sys.executable, "-m", "eventor", "watch", place.store, *options],
+        stdout=its,
+        env=environment,
     )
     os.close(its)
     shown = b""
