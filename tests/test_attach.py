@@ -286,30 +286,42 @@ def test_runs_and_their_recoveries_are_listed(make, place):
                 run.tasks(**numbers)
 
 
-@pytest.mark.stores("sqlite")
-def test_where_there_is_nothing_to_attach_to(make, tmp_path, place):
+def test_where_there_is_nothing_to_attach_to(tmp_path):
     (tmp_path / "empty.db").touch()
-    make(name="a").close()
-    for arguments, words in [
-        ((tmp_path / "none.db",), "nothing to attach to: the store .*none.db does not exist"),
-        ((tmp_path / "empty.db",), "nothing to attach to: the store .*empty.db is empty"),
-        ((":memory:",), "nothing to attach to: a store in memory keeps no runs"),
-        ((tmp_path / "flow.db",), "nothing to attach to: .*no run named ''; it has runs named 'a'"),
+    for store, words in [
+        (tmp_path / "none.db", "the store .*none.db does not exist"),
+        (tmp_path / "empty.db", "the store .*empty.db is empty"),
+        (":memory:", "a store in memory keeps no runs"),
     ]:
-        with pytest.raises(evr.RecoveryError, match=words):
-            evr.attach(*arguments)
-    for arguments, words in [
-        (("",), "the store is ''"),
-        ((None,), "the store is None"),
-        ((tmp_path,), "is a directory"),
-        ((tmp_path / "flow.db", None), "the name is None"),
-        ((tmp_path / "flow.db", "a\n"), "printable"),
+        with pytest.raises(evr.RecoveryError, match=f"nothing to attach to: {words}"):
+            evr.attach(store)
+    for store, words in [
+        ("", "the store is ''"),
+        (None, "the store is None"),
+        (tmp_path, "is a directory"),
     ]:
         with pytest.raises(evr.EventorError, match=words):
-            evr.attach(*arguments)
+            evr.attach(store)
     assert (tmp_path / "empty.db").read_bytes() == b""
     assert not (tmp_path / "none.db").exists()
-    with evr.attach(f"sqlite:///{tmp_path}/flow.db", "a") as run:
+
+
+@pytest.mark.stores("sqlite")
+def test_a_file_may_be_named_by_its_url(make, place):
+    make(name="a").close()
+    with evr.attach(f"sqlite:///{place.store}", "a") as run:
+        assert [each.name for each in run.runs()] == ["a"]
+
+
+def test_what_is_asked_for_wrongly_is_refused_and_not_recorded(make, place):
+    make(name="a").close()
+    told = "nothing to attach to: .*no run named ''; it has runs named 'a'"
+    with pytest.raises(evr.RecoveryError, match=told):
+        evr.attach(place.store)
+    for name, words in [(None, "the name is None"), ("a\n", "printable")]:
+        with pytest.raises(evr.EventorError, match=words):
+            evr.attach(place.store, name)
+    with evr.attach(place.store, "a") as run:
         for sequence in (None, 1.0, True, "a\0b"):
             with pytest.raises(evr.TriggerError, match=r"the sequence is .*expected an int"):
                 run.trigger("go", sequence)
@@ -341,6 +353,7 @@ def test_a_store_that_is_read_only_is_refused_and_one_that_becomes_so_keeps_noth
     ("version", "words"), [(3, "has schema version 3, and is left as it is"), (6, "up to 5")]
 )
 def test_a_store_of_another_schema_is_left_as_it_is(make, tmp_path, version, words, place):
+    """PostgreSQL has had no earlier one, which a recovery would bring up to this."""
     store = tmp_path / "flow.db"
     make().close()
     made = place.sql("SELECT name, sql FROM sqlite_master WHERE name LIKE 'eventor_request%'")

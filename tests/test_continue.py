@@ -152,7 +152,7 @@ def test_an_owner_that_was_replaced_records_nothing_more(make, place):
     assert place.sql(owned) == [(1,)]
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize("loops", [0, -1, 1.0, "1", True])
 def test_bad_loops_are_named(make, loops):
     ev = make()
@@ -215,6 +215,7 @@ def test_what_follows_from_an_event_waits_until_it_is_defined(make):
 
 @pytest.mark.stores("sqlite")
 def test_of_two_that_begin_at_once_one_has_the_run(make, monkeypatch):
+    """To a SQLite file one writes at a time: the other waits, and is told so if that is long."""
     from eventor.storage import ledger
 
     others = []

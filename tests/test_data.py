@@ -93,7 +93,7 @@ def test_a_result_is_an_argument_of_steps_that_follow(make, config):
     )
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize("construct", ["fork", "many", "spawned many"])
 def test_a_result_that_cannot_be_unpickled_fails_the_step_that_needs_it(make, construct):
     flow = Flow(make(config=CONSTRUCTS[construct]))
@@ -115,7 +115,7 @@ LACKING = {
 }
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize("lacking", LACKING)
 def test_a_step_whose_argument_does_not_exist_fails_and_names_both(make, lacking):
     func, why = LACKING[lacking]
@@ -240,6 +240,7 @@ def test_what_was_cut_short_has_no_result(make, place):
 
 @pytest.mark.stores("sqlite")
 def test_a_result_that_is_gone_from_the_store_is_an_error_of_the_store(make, place):
+    """PostgreSQL lets nobody delete it; SQLite does, unless it is asked to look."""
     flow = Flow(ev := make())
     step = flow.add("s", dict)
     flow.run()
@@ -285,7 +286,7 @@ def test_more_results_than_a_statement_takes_values(make, place):
     assert ev.result("all", 1) == 2_400
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_what_holds_no_placeholder_is_passed_as_it_is(make):
     """And what holds one more than once is made once; what was given stays as it was."""
     Point = collections.namedtuple("Point", "x y")  # noqa: PYI024
@@ -304,7 +305,7 @@ def test_what_holds_no_placeholder_is_passed_as_it_is(make):
     assert mapping["k"] is pair[0] is nested[0][0]
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_what_is_put_into_arguments_later_is_no_result_of_the_step(make):
     flow = Flow(make(config={"stop_on_exception": False}))
     one, two = flow.add("one", int), flow.add("two", int)
@@ -317,7 +318,7 @@ def test_what_is_put_into_arguments_later_is_no_result_of_the_step(make):
     )
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_what_cannot_be_resolved_is_refused(make):
     ev, other = make(), make(store=":memory:")
     own = ev.add_step("own", int)
@@ -346,7 +347,7 @@ def test_what_cannot_be_resolved_is_refused(make):
     assert ev.add_step("s", echo, (endless,)).has_placeholders is False
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_a_part_of_a_result_cannot_be_taken_before_it_is_there(make):
     step = make().add_step("own", dict)
     for placeholder, told in [
@@ -368,7 +369,7 @@ def test_a_part_of_a_result_cannot_be_taken_before_it_is_there(make):
             )
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_who_looks_at_a_placeholder_finds_no_more_than_it_has(make):
     """As those do that copy, show or inspect what they do not know."""
     step = make().add_step("own", dict)
@@ -384,7 +385,7 @@ def test_who_looks_at_a_placeholder_finds_no_more_than_it_has(make):
         assert pprint.pformat([placeholder]) == f"[{placeholder!r}]"
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_a_placeholder_is_copied_and_pickled_by_its_name(make):
     flow = Flow(ev := make())
     made = flow.add("made", lambda: 42)
@@ -451,7 +452,6 @@ def planted(value, stand_in):
     return value
 
 
-@pytest.mark.stores("sqlite")
 @given(values)
 def test_placeholders_are_found_and_resolved_wherever_they_stand(value):
     results = {step.name: step.result for step in STEPS}
@@ -462,7 +462,7 @@ def test_placeholders_are_found_and_resolved_wherever_they_stand(value):
     assert resolve(given, lambda one: one.step.upper()) == expected
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_a_result_in_a_text_is_refused_where_it_is_written(make):
     step = make().add_step("s", int)
     with pytest.raises(evr.DefinitionError, match=r"the result of step 's'> stands for the whole"):

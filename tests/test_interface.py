@@ -76,7 +76,7 @@ def test_the_defaults_of_the_config_are_those_of_the_interface():
     assert config.sleep_between_loops == 1
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_args_and_kwargs_reach_the_function(make):
     ev = make()
     go = ev.add_event("go")
@@ -103,7 +103,6 @@ def test_and_or_expressions_nest(make):
     assert operators.name not in {event for event, _ in raised}
 
 
-@pytest.mark.stores("sqlite")
 def test_an_expression_of_great_depth_holds(make):
     ev = make()
     a, b = ev.add_event("a"), ev.add_event("b")
@@ -264,7 +263,7 @@ def test_what_runs_beside_an_unhandled_failure_is_let_finish(make, place):
     assert statuses(ev) == {"last[1]": "success", "bad[1]": "failure", "never[1]": "ready"}
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize(
     ("whole", "own", "goes_on"),
     [(True, None, False), (False, None, True), (True, False, True), (False, True, False)],
@@ -292,7 +291,7 @@ def test_a_handled_failure_lets_the_flow_go_on(make, trigger):
     assert statuses(ev) == {"bad[1]": "failure", "next[1]": "success", "mender[1]": "success"}
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 3), (0, 6), (-1, 6)])
 def test_max_concurrent_limits_the_steps_in_flight(make, limit, most):
     ev = make(config={"max_concurrent": limit})
@@ -365,7 +364,7 @@ def test_many_sequences_are_triggered_in_one_transaction(make, place):
     assert {task.sequence for task in ev.tasks()} == {1, 2, 3, "1", 5}
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_sequences_of_which_one_is_wrong_trigger_nothing(make):
     ev = make()
     go = ev.add_event("go")

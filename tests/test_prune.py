@@ -174,7 +174,6 @@ def test_a_run_that_has_changed_since_it_was_chosen_stays(make, place, monkeypat
     assert rows(place)["eventor_run"] == (0 if then == "pruned" else 1)
 
 
-@pytest.mark.stores("sqlite")
 def test_what_cannot_be_deleted_is_all_still_there(make, place):
     for _ in range(2):
         ev = make(config={"stop_on_exception": False})
@@ -183,13 +182,11 @@ def test_what_cannot_be_deleted_is_all_still_there(make, place):
         ev.close()
     before = rows(place)
     place.sql(
-        "CREATE TRIGGER full BEFORE DELETE ON eventor_run WHEN old.run_id = 2 "
-        "BEGIN SELECT raise(ABORT, 'no room'); END",
+        "CREATE TABLE other (run_id INTEGER REFERENCES eventor_run)",
+        "INSERT INTO other VALUES (2)",
     )
-    with (
-        opened(place) as store,
-        pytest.raises(evr.StoreError, match="cannot delete runs: no room"),
-    ):
+    told = "(?i)cannot delete runs: .*foreign key constraint"
+    with opened(place) as store, pytest.raises(evr.StoreError, match=told):
         prune(store, keep=0)
     assert rows(place) == before
 

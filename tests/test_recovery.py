@@ -441,7 +441,7 @@ def test_what_is_defined_between_two_calls_is_recovered_between_them(make, debug
     ]
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_triggers_in_a_set_are_the_same_in_each_process(script, place):
     program = """
         import os, sys

@@ -88,7 +88,7 @@ def test_resources_are_given_back_by_a_failure_and_while_a_retry_waits(make, tmp
     assert order(ev) == ["bad", "last", "flaky"]
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_resources_are_free_again_after_a_crash(start, place, tmp_path):
     code = """
         import os, sys, time
@@ -124,7 +124,7 @@ def test_a_higher_priority_starts_first(make):
     assert order(ev) == list("cebda")
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -150,7 +150,7 @@ def test_what_cannot_be_had_is_an_error_when_the_step_is_added(make, config, wor
     ev.add_step("s", int)
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_bad_resources_are_named(make):
     with pytest.raises(evr.ConfigError, match=r"resources in Eventor's config is \{'gpu': '2'\}"):
         make(config={"resources": {"gpu": "2"}})

@@ -94,7 +94,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize(
     ("fail", "retry_on", "attempts"),
     [
@@ -117,7 +117,7 @@ def test_what_is_tried_again(make, flaky, fail, retry_on, attempts):
     assert ev.tasks()[0].attempt == attempts
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize("retry_on", [None, Exception])
 @pytest.mark.parametrize("lacking", ["missing", "not unpicklable", "not picklable"])
 def test_what_cannot_be_called_is_never_tried_again(make, lacking, retry_on):
@@ -231,7 +231,7 @@ def test_a_failure_that_is_rerun_has_all_its_attempts_again(make, flaky):
     assert (task.attempt, [a.number for a in task.attempts]) == (2, [1, 2])
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -256,7 +256,7 @@ def test_bad_values_are_named(make, config, words):
     ev.add_step("s", int)
 
 
-@pytest.mark.stores("sqlite")
+@pytest.mark.stores("either")
 def test_the_classes_reach_a_spawned_process(make):
     context = multiprocessing.get_context("spawn")
     config = {"max_attempts": 2, "retry_on": (OSError, ValueError)}
