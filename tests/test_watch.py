@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import re
 import shutil
+import types
 
 import pytest
 
@@ -47,6 +49,23 @@ def test_what_is_told_in_a_pipe_does_nothing_to_a_terminal(make, look, place):
         r"ValueError: red \x1b[31m\x07 and \u202e\x9b more"
     )
     assert ended.startswith("eventor run 1.0: 1 failed in ")
+
+
+def test_after_a_look_that_had_to_wait_for_the_store_the_next_is_not_far_off(
+    make, look, monkeypatch
+):
+    ev = make()
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        ev.close()
+
+    clock = itertools.count(step=20)
+    time = types.SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep)
+    monkeypatch.setattr("eventor.cli.watch.time", time)
+    watch(look(), (1, 0), io.StringIO())
+    assert slept == [10]
 
 
 @pytest.fixture

@@ -23,7 +23,10 @@ _SECONDS = 0.5
 """How often is looked, at most."""
 
 _SHARE = 10
-"""A look takes no more than one of so many parts of the time."""
+"""A look takes no more than one of so many parts of the time,"""
+
+_MOST_SECONDS = 10.0
+"""unless the next would be later than that: a look may have waited for a store that was away."""
 
 _ENDS = {
     TaskStatus.success: TransitionKind.task_success,
@@ -151,7 +154,7 @@ def watch(history: History, place: Place, stream: TextIO, *, colour: bool = True
             if recovery.status is not RunStatus.running:
                 break
             took = time.monotonic() - began
-            time.sleep(max(_SECONDS, took * _SHARE))
+            time.sleep(max(_SECONDS, min(took * _SHARE, _MOST_SECONDS)))
     finally:
         if terminal is not None:
             terminal.erase()
