@@ -236,6 +236,12 @@ def test_sequences(ev, sequence):
     assert ev.events() == []
 
 
+@pytest.mark.parametrize("sequence", [2**63 - 1, -(2**63)])
+def test_a_sequence_may_be_any_int_of_64_bits(ev, sequence):
+    ev.trigger_event(ev.add_event("a"), sequence)
+    assert [event.sequence for event in ev.events()] == [sequence]
+
+
 def test_a_status_that_is_none(ev):
     with pytest.raises(
         evr.ConfigError, match=r"status is 'done'; expected one of TaskStatus\.ready"

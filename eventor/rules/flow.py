@@ -510,7 +510,7 @@ _CONFIG_KEYS = (
     "priority",
 )
 
-_INT_BITS = 63
+_INTS = range(-(2**63), 2**63)
 
 
 def read_sequence(given: object) -> Sequence:
@@ -519,7 +519,7 @@ def read_sequence(given: object) -> Sequence:
     Raises:
         TriggerError: it is neither an int nor a str, or one that no store can keep.
     """
-    if isinstance(given, int) and not isinstance(given, bool) and given.bit_length() <= _INT_BITS:
+    if isinstance(given, int) and not isinstance(given, bool) and int(given) in _INTS:
         return int(given)
     if isinstance(given, str) and _storable(given):
         if (told := too_long("the sequence", given, LONGEST_SEQUENCE)) is not None:
