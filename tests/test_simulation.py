@@ -5,6 +5,8 @@ starts nothing, and ends what it was given in a random order. Meanwhile other pr
 events and ask for a stop, over a connection of their own. What a recovery should find is read
 from the tables here, naively, and never asked of eventor. With `--proofs 400` there are well over
 100,000 flows.
+
+On a server a connection may be lost, too, anywhere: then all goes on as if nothing had happened.
 """
 
 import collections
@@ -16,6 +18,7 @@ import pickle
 import random
 import sqlite3
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
 import sqlalchemy
@@ -25,15 +28,16 @@ import eventor as evr
 from eventor import eventor as facade
 from eventor.attached import Attached
 from eventor.rules.plan import TaskEnded
-from eventor.storage import owner, sqlite, store
+from eventor.storage import lease, owner, sqlite, store
 from eventor.storage.backend import Access
 from eventor.storage.ledger import Ledger
 from eventor.storage.location import locate
 from eventor.storage.rows import Answer
 from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
+from tests import places, servers
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
-FLOWS, QUICK_FLOWS = 300, 100
+FLOWS, QUICK_FLOWS, FEW_FLOWS = 300, 100, 6
 SWEPT_FLOWS = 3
 POINTS = (4, 10, 30)
 LEASE = 2.5
@@ -47,13 +51,13 @@ class World:
     """What happens outside: which steps fail, how they end, and what hits the owner, and when.
 
     Args:
-        path: the store.
+        database: where the store is.
     """
 
-    def __init__(self, path):
-        self.path = path
-        self.attached = Attached(store.Store(locate(path), Access.attach), "")
-        self.reader = sqlite3.connect(path, isolation_level=None)
+    def __init__(self, database):
+        self.database = database
+        self.store = database.place.store
+        self.attached = Attached(store.Store(locate(self.store), Access.attach), "")
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.hits = collections.Counter()
         self.values = itertools.count()
@@ -64,8 +68,8 @@ class World:
     def begin_flow(self, name, case, requests):
         self.name, self.starts, self.case = name, [], case
         self.left_to_ask, self.asked = requests, 0
-        ((self.asked_before,),) = self.reader.execute(
-            "SELECT ifnull(max(request_id), 0) FROM eventor_request"
+        ((self.asked_before,),) = self.database.rows(
+            "SELECT coalesce(max(request_id), 0) FROM eventor_request"
         )
         self.attached._name = name
         self.printed = collections.defaultdict(set)
@@ -73,8 +77,10 @@ class World:
     def begin_life(self, dice, failing, stopping, incident, countdown):
         self.dice, self.incident, self.countdown = dice, incident, countdown
         self.failing, self.stopping = failing, stopping
-        self.ev, self.hit = None, False
+        self.ev, self.hit, self.harmed = None, False, False
+        self.database.losing = []
         self.running, self.attempts, self.arrived = {}, {}, []
+        self.launching = False
         self.begin_call()
 
     def begin_call(self):
@@ -100,25 +106,34 @@ class World:
     def requests(self, answer):
         """Return the triggers that had this answer: event, sequence, when made, where taken."""
         query = "SELECT event, sequence, sequence_type, recovery, taken_in" + OF_REQUESTS
-        found = self.rows(query + " AND request_id > ? AND answer IS ?", self.asked_before, answer)
+        query += " AND request_id > ? AND coalesce(answer, '') = ?"
+        found = self.rows(query, self.asked_before, answer or "")
         return [(event, typed(*sequence), made, taken) for event, *sequence, made, taken in found]
 
-    def point(self):
-        """Be a point at which the owner may be hit."""
+    def point(self, *, launching=False):
+        """Be a point at which the owner may be hit.
+
+        Args:
+            launching: whether it has made sure that its run is its own, and is about to launch.
+        """
+        self.launching = launching
         self.ask()
         if self.countdown is None:
             return
         self.countdown -= 1
         if self.countdown < 0:
-            self.countdown, self.hit = None, True
+            self.countdown, self.hit, self.harmed = None, True, self.incident is not lose
             self.hits[self.incident.__name__] += 1
             self.incident(self)
 
     def clock(self):
         return self.now
 
+    def seconds(self):
+        return self.now.timestamp()
+
     def rows(self, query, *values):
-        return self.reader.execute(query, (self.name, *values)).fetchall()
+        return self.database.rows(query, self.name, *values)
 
     def recoveries(self):
         """Return the recoveries of the flow's run, and on which each is based."""
@@ -151,7 +166,7 @@ class World:
                 "SELECT data FROM eventor_task JOIN eventor_run USING (run_id)"
                 " LEFT JOIN eventor_result USING (result_id) WHERE name = ? AND step = ?"
                 " AND sequence = ? AND sequence_type = ? AND recovery = ?"
-                " AND status = 'success' AND replay IS NOT 'skip'",
+                " AND status = 'success' AND coalesce(replay, '') <> 'skip'",
                 *(step, str(sequence), type(sequence).__name__, recovery),
             )
             if found:
@@ -186,7 +201,7 @@ class World:
         self.point()
 
     def start(self, key, step, attempt, results):
-        self.point()
+        self.point(launching=True)
         task, recovery = (key.step, key.sequence), self.ev.recovery
         assert self.tasks(recovery)[task] == "active", "launched, and not recorded as active"
         assert self.allowed is None or task in self.allowed, "launched, and was not to be"
@@ -196,6 +211,7 @@ class World:
         assert len(self.requests("stopped")) == self.stopped_before, "launched after a stop"
         assert self.tasks(recovery, "attempt")[task] == attempt
         self.attempts[task] = attempt
+        self.allowed = None if self.allowed is None else ()
         self.starts.append((recovery, task, attempt))
         self.running[task] = key
         self.point()
@@ -203,10 +219,10 @@ class World:
 
     def wait(self, bell, seconds):
         self.ask()
+        ((heartbeat_at,),) = self.rows("SELECT max(heartbeat_at)" + OF_RUN)
+        heard_of = self.database.heard_of(heartbeat_at, self.now)
         self.now += timedelta(seconds=self.dice.choice([seconds, self.dice.uniform(0, seconds)]))
-        ((heard_of,),) = self.rows("SELECT max(heartbeat_at)" + OF_RUN)
-        lapsed = self.now.replace(tzinfo=None) - datetime.fromisoformat(heard_of)
-        assert lapsed < timedelta(seconds=LEASE) or self.allowed is not None
+        assert self.now - heard_of < timedelta(seconds=LEASE) or self.allowed is not None
         running = sorted(self.running, key=str)
         for task in self.dice.sample(running, self.dice.randint(0, min(1, len(running)))):
             self.arrived += triggers_within(self.case, self.running[task])
@@ -297,44 +313,176 @@ def takeover(world):
     """The owner hangs for longer than its lease, and a recovery begins on another host."""
     if world.ev is None:
         return
-    here = world.ev.recovery
-    world.allowed = [task for task, status in world.tasks(here).items() if status == "active"]
-    world.reader.execute(
-        "UPDATE eventor_recovery SET owner_began = 'far 1 1' WHERE run_id = ? AND recovery = ?",
-        (world.ev.run_id, here),
-    )
+    here = world.tasks(world.ev.recovery)
+    active = [task for task, status in here.items() if status == "active"]
+    world.allowed = active if world.launching else ()
     world.now += timedelta(seconds=LEASE)
+    world.database.age(world.ev.run_id, LEASE)
     mode = world.dice.choice(["recover", "continue"])
-    die(evr.Eventor(world.name, world.path, mode, logging_level=100, config=QUIET))
+    with mock.patch.object(owner, "is_running", return_value=None):  # as seen from elsewhere
+        die(evr.Eventor(world.name, world.store, mode, logging_level=100, config=QUIET))
 
 
-INCIDENTS = (crash, crash, fault, stop, takeover)
+def lose(world):
+    """Soon connections are lost, of the owner or of who asks something of it, and those after."""
+    dice, losses = world.dice, world.database.LOSSES
+    world.database.losing = [(dice.choice(losses), dice.randrange(dice.choice(POINTS)))]
+    while dice.random() < 0.3:
+        world.database.losing.append((dice.choice(losses), dice.randrange(3)))
+
+
 QUIET = {"logdir": "/nonexistent"}
-OPEN_ENGINE = sqlite.open_engine
 
 
-def unhurried(path):
-    """Return an engine that does not wait for the disk: whatever dies here, the disk does not."""
-    engine = OPEN_ENGINE(path)
+class OnFile:
+    """A SQLite file, and a connection that reads it.
 
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def settle(connection, _record):
-        connection.execute("PRAGMA synchronous = OFF")
+    Args:
+        place: the file.
+        monkeypatch: pytest's.
+    """
 
-    return engine
+    INCIDENTS = (crash, crash, fault, stop, takeover)
+    LOSSES = ()
+
+    def __init__(self, place, monkeypatch):
+        self.place = place
+        self.lost = collections.Counter()
+        self._plain = sqlite.open_engine
+        self._patch = functools.partial(monkeypatch.setattr, sqlite, "open_engine")
+        self._patch(self._open)
+
+    def read(self):
+        self._reader = sqlite3.connect(self.place.store, isolation_level=None)
+        # A life opens its own; that it need not compile its statements again saves hours.
+        self._patch(functools.cache(self._open))
+
+    def rows(self, query, *values):
+        return self._reader.execute(query, values).fetchall()
+
+    def age(self, _run_id, _seconds):
+        """Do nothing: a lease is counted by the clock of the world."""
+
+    def heard_of(self, heartbeat_at, _now):
+        """Return when an owner was heard of, by the clock of the world."""
+        return datetime.fromisoformat(heartbeat_at).replace(tzinfo=UTC)
+
+    def close(self):
+        self._reader.close()
+
+    def _open(self, path):
+        """Return an engine that does not wait for the disk: whatever dies here, that does not."""
+        engine = self._plain(path)
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def settle(connection, _record):
+            connection.execute("PRAGMA synchronous = OFF")
+
+        return engine
+
+
+class OnServer:
+    """A schema of a PostgreSQL server, a connection that reads it, and what cuts those to it.
+
+    Args:
+        place: the schema.
+        monkeypatch: pytest's.
+
+    Attributes:
+        losing: where connections are lost next, of `LOSSES`, and how often they are there before.
+        lost: how many were lost, by where.
+    """
+
+    INCIDENTS = (*OnFile.INCIDENTS, lose, lose)
+    LOSSES = ("before a statement", "before a commit", "after a commit")
+
+    def __init__(self, place, monkeypatch):
+        from eventor.storage import postgresql
+
+        self.place = place
+        self.losing = []
+        self.lost = collections.Counter()
+        self._beat = None, None
+        self._plain = postgresql._open_engine
+        self._engines = {}
+        monkeypatch.setattr(postgresql, "_open_engine", self._open)
+
+    def read(self):
+        self._reader = servers.connect(self.place.server, self.place.name)
+        self._reader.autocommit = True
+
+    def rows(self, query, *values):
+        found = self._reader.execute(query.replace("?", "%s"), values)
+        return found.fetchall() if found.description else []
+
+    def age(self, run_id, seconds):
+        """Let the lease of a run be older: the server counts it by a clock that nobody moves."""
+        self.rows(
+            "UPDATE eventor_recovery SET heartbeat_at = heartbeat_at - make_interval(secs => ?)"
+            " WHERE run_id = ?",
+            *(seconds, run_id),
+        )
+
+    def heard_of(self, heartbeat_at, now):
+        """Return when an owner was heard of; if that is new, time has stood still since."""
+        if self._beat[0] != heartbeat_at:
+            self._beat = heartbeat_at, now
+        return self._beat[1]
+
+    def close(self):
+        self._reader.close()
+
+    def _open(self, location, _patience, seconds):
+        """Return an engine, which keeps no connection, but its statements as they are compiled."""
+        which = (location, *seconds.items())
+        if which not in self._engines:
+            engine = self._engines[which] = self._plain(location, lambda: servers.SECONDS, seconds)
+            sqlalchemy.event.listen(engine, "before_cursor_execute", self._before_statement)
+            sqlalchemy.event.listen(engine, "commit", self._before_commit)
+        return self._engines[which]
+
+    def _before_statement(self, connection, *_):
+        if self._is_due("before a statement"):
+            self._end(connection)
+
+    def _before_commit(self, connection):
+        if connection.get_execution_options()["postgresql_readonly"]:
+            return
+        if self._is_due("before a commit"):
+            self._end(connection)
+        elif self._is_due("after a commit"):
+            driven = connection.connection.dbapi_connection
+            driven.commit()
+            self._end(connection)
+            driven.close()  # else it would send nothing more, and not notice
+
+    def _is_due(self, where):
+        if not self.losing or self.losing[0][0] != where:
+            return False
+        _, left = self.losing.pop(0)
+        if left:
+            self.losing.insert(0, (where, left - 1))
+            return False
+        self.lost[where] += 1
+        return True
+
+    def _end(self, connection):
+        pid = connection.connection.dbapi_connection.info.backend_pid
+        self.rows("SELECT pg_terminate_backend(?)", pid)
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "open_engine", unhurried)
-    with evr.Eventor(store=tmp_path / "flow.db", config={"logdir": tmp_path}):
-        world = World(tmp_path / "flow.db")
+def world(place, tmp_path, monkeypatch):
+    database = (OnFile if isinstance(place, places.File) else OnServer)(place, monkeypatch)
+    with evr.Eventor(store=place.store, config={"logdir": tmp_path}):
+        world = World(database)
+    database.read()
     monkeypatch.setitem(QUIET, "logdir", tmp_path)
     monkeypatch.setattr("eventor.eventor.Launcher", lambda *_: world)
     monkeypatch.setattr("eventor.eventor._now", world.clock)
     monkeypatch.setattr("eventor.attached._now", world.clock)
-    # A life opens its own connection; that it need not compile its statements again saves hours.
-    monkeypatch.setattr(sqlite, "open_engine", functools.cache(unhurried))
+    # Nobody's patience ends while it stands still, so nothing depends on the machine's speed.
+    monkeypatch.setattr(lease, "clock", world.seconds)
     for kind, name in (
         (facade, "begin_run"),
         (facade, "begin_recovery"),
@@ -347,10 +495,10 @@ def world(tmp_path, monkeypatch):
     ):
         plain = getattr(kind, name)
 
-        def pointed(*arguments, plain=plain):
-            world.point()
+        def pointed(*arguments, plain=plain, launching=name == "results"):
+            world.point(launching=launching)
             done = plain(*arguments)
-            world.point()
+            world.point(launching=launching)
             return done
 
         monkeypatch.setattr(kind, name, pointed)
@@ -364,7 +512,7 @@ def world(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Ledger, "results", checked)
     yield world
-    world.reader.close()
+    database.close()
     world.attached.close()
 
 
@@ -493,6 +641,10 @@ def named(task):
 def check_requests(case, world):
     """In the end each request was taken up once, and had the answer that it should."""
     assert not world.requests(None)
+    ((count,),) = world.rows(
+        "SELECT count(*)" + OF_REQUESTS + " AND request_id > ?", world.asked_before
+    )
+    assert count == world.asked
     query = "SELECT event, sequence, sequence_type, recovery" + OF_EVENTS
     raised = {
         kind: collections.Counter(
@@ -572,10 +724,11 @@ class Life:
             "resources": RESOURCES,
             "linger": self.dice.choice([0, 0, 1]),
         }
-        name, path = self.world.name, self.world.path
+        name, path = self.world.name, self.world.store
         try:
             ev = evr.Eventor(name, path, logging_level=100, config=config, **arguments)
         except (Crash, evr.StoreError):
+            assert self.world.harmed
             owner._claims.clear()
             return False
         self.world.ev = ev
@@ -587,7 +740,7 @@ class Life:
                 done = self.run(ev, left, before, triggered, again=again)
                 ev.close()
             except (Crash, evr.StoreError, evr.OwnershipError):
-                assert self.world.hit
+                assert self.world.harmed
                 done = False
             check_starts(self.case, self.world, ev.recovery, left)
         return done
@@ -613,7 +766,7 @@ class Life:
         asked, preview = self.world.asked, ev.preview(self.world.failing)
         so_far = done_so_far(self.world, ev.recovery)
         whole = ev()
-        undisturbed = not self.world.hit and self.world.asked == asked
+        undisturbed = not self.world.harmed and self.world.asked == asked
         # Where a failure stops the flow, it matters which step ends first; else it does not.
         if undisturbed and not (self.stops and self.depends_on_time()):
             check_preview(self.world, ev, preview, so_far)
@@ -643,7 +796,9 @@ def live(case, world, name, first=None):
     world.begin_flow(name, case, dice.randrange(8))
     incidents = collections.deque([first] if first else [])
     for _ in range(dice.randrange(1, 5)):
-        incidents.append((dice.choice(INCIDENTS), dice.randrange(dice.choice(POINTS))))
+        incidents.append(
+            (dice.choice(world.database.INCIDENTS), dice.randrange(dice.choice(POINTS)))
+        )
     hits, done = [], False
     while not done:
         failing = {
@@ -678,12 +833,19 @@ def simulate(world, flows, live_through):
     answers = ", ".join(f"{count} {answer}" for answer, count in sorted(world.answers.items()))
     print(f"\nsimulated {next(counter)} flows with {world.hits.total()} hits: {hits}")
     print(f"and {world.answers.total()} requests: {answers}")
-    assert all(world.hits[incident.__name__] for incident in INCIDENTS)
+    lost = ", ".join(f"{count} {where}" for where, count in sorted(world.database.lost.items()))
+    print(f"and {world.database.lost.total()} connections lost: {lost}")
+    assert all(world.hits[incident.__name__] for incident in world.database.INCIDENTS)
+
+
+def check_what_came(world):
+    """All came that may, so that something was shown of it."""
     assert world.answers[Answer.raised]
     assert world.answers[Answer.stopped]
-    return world.hits.total()
+    assert world.database.lost.keys() == set(world.database.LOSSES)
 
 
+@pytest.mark.stores("either")
 @pytest.mark.timeout(36_000)
 @pytest.mark.slow
 @pytest.mark.no_cover
@@ -692,23 +854,41 @@ def test_whatever_hits_the_owner_nothing_is_lost_and_nothing_done_twice(world, r
         live(case, world, str(next(counter)))
 
     flows = FLOWS * request.config.getoption("--proofs")
-    assert simulate(world, flows, live_through) > flows
+    simulate(world, flows, live_through)
+    assert world.hits.total() > flows
+    check_what_came(world)
 
 
+@pytest.mark.stores("sqlite")
 @pytest.mark.once
 @pytest.mark.timeout(600)
 def test_what_may_hit_the_owner_hits_it_somewhere(world):
     simulate(world, QUICK_FLOWS, lambda case, counter: live(case, world, str(next(counter))))
+    check_what_came(world)
 
 
+@pytest.mark.stores("postgresql")
+@pytest.mark.once
+@pytest.mark.timeout(600)
+def test_what_may_hit_an_owner_hits_one_on_a_server(world):
+    def live_through(case, counter):
+        for incident in dict.fromkeys(world.database.INCIDENTS):
+            point = random.Random(case.seed).randrange(2, 8)
+            live(case, world, str(next(counter)), (incident, point))
+
+    simulate(world, FEW_FLOWS, live_through)
+
+
+@pytest.mark.stores("either")
 @pytest.mark.timeout(36_000)
 @pytest.mark.slow
 @pytest.mark.no_cover
 def test_it_is_hit_at_every_point_of_its_first_life(world, request):
     def live_through(case, counter):
-        for incident in dict.fromkeys(INCIDENTS):
+        for incident in dict.fromkeys(world.database.INCIDENTS):
             for point in itertools.count():
                 if not live(case, world, str(next(counter)), (incident, point)):
                     break
 
     simulate(world, SWEPT_FLOWS * request.config.getoption("--proofs"), live_through)
+    check_what_came(world)
