@@ -121,7 +121,8 @@ class World:
         if self.countdown is None:
             return
         self.countdown -= 1
-        if self.countdown < 0:
+        needs_ev = self.incident in (stop, takeover)
+        if self.countdown < 0 and not (needs_ev and self.ev is None):
             self.countdown, self.hit, self.harmed = None, True, self.incident is not lose
             self.hits[self.incident.__name__] += 1
             self.incident(self)
@@ -304,15 +305,12 @@ def fault(world):
 
 def stop(world):
     """Something asks the flow to stop."""
-    if world.ev is not None:
-        world.ev.stop()
-        world.asked_to_stop = True
+    world.ev.stop()
+    world.asked_to_stop = True
 
 
 def takeover(world):
     """The owner hangs for longer than its lease, and a recovery begins on another host."""
-    if world.ev is None:
-        return
     here = world.tasks(world.ev.recovery)
     active = [task for task, status in here.items() if status == "active"]
     world.allowed = active if world.launching else ()
