@@ -297,7 +297,7 @@ def test_where_there_is_nothing_to_attach_to(tmp_path):
             evr.attach(store)
     for store, words in [
         ("", "the store is ''"),
-        (None, "the store is None"),
+        (None, "the store is of type NoneType"),
         (tmp_path, "is a directory"),
     ]:
         with pytest.raises(evr.EventorError, match=words):

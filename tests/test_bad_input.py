@@ -209,24 +209,6 @@ def test_the_name_of_a_run_has_at_most_500_bytes():
         evr.Eventor("n" * 501, ":memory:")
 
 
-@pytest.mark.parametrize(
-    "store",
-    [
-        "mysql://u@h/db?password=s3cret",
-        "postgresql+asyncpg://u@h/db?Password=s3cret",
-        "postgresql://u@h/db?schema=a&schema=b&oauth_client_secret=s3cret",
-        "sqlite:///x?password=s3cret",
-        "postgresql://u:p@ss3cret@h/db",
-        "host=h password=s3cret",
-        "postgresql://u:s3cret@h/db?schema=$user",
-    ],
-)
-def test_what_is_secret_in_a_store_that_cannot_be_used_is_not_told(store):
-    with pytest.raises(evr.StoreError, match="expected") as caught:
-        evr.Eventor(store=store)
-    assert "s3cret" not in f"{caught.value} {caught.value.__cause__!r}"
-
-
 @pytest.mark.parametrize("sequence", [1.0, True, b"1", (1,), 2**63, -(2**63) - 1, "a\0b", "\udc80"])
 def test_sequences(ev, sequence):
     a = ev.add_event("a")
@@ -330,13 +312,12 @@ def unusable(tmp_path):
         text / "x.db": "cannot be looked at",
         "/proc/x.db": "the store /proc/x.db",
         "a\0b": "expected a path",
-        5: "the store is 5; expected a path",
+        5: "the store is of type int; expected a path",
         b"x.db": "expected a path",
-        None: "the store is None",
-        "nonsense://x": "is of a kind that eventor cannot use",
-        "mysql://user:secret@host/db": r"\*\*\*@host/db is of a kind that eventor cannot use",
-        "sqlite:///x.db?mode=ro": "of a kind that eventor cannot use",
-        "sqlite://host:port/x": "no URL that SQLAlchemy can read",
+        None: "the store is of type NoneType",
+        "nonsense://x": "a URL of a kind that eventor cannot use",
+        "sqlite:///x.db?mode=ro": "a URL of a kind that eventor cannot use",
+        "sqlite://host:port/x": "a URL of a kind that eventor cannot use",
     }
 
 

@@ -33,6 +33,7 @@ FLOORS = [
     "storage.schema",
     "storage.rows",
     "storage.lease",
+    "storage.url",
     "storage.location",
     "storage.backend",
     "storage.sqlite",

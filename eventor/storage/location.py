@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from urllib.parse import unquote
 
 from eventor.errors import ConfigError, StoreError
+from eventor.storage.url import DRIVERS, EXAMPLE, is_connection_string, read_url, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -19,13 +17,6 @@ if TYPE_CHECKING:
 MEMORY = ":memory:"
 
 _SQLITE = ("sqlite", "sqlite+pysqlite")
-_POSTGRESQL = ("postgresql", "postgresql+psycopg")
-
-_SECRET = re.compile("password|secret|key|token", re.IGNORECASE)
-"""What the parameters of a URL are called that are not shown, like the password before its host."""
-
-_CONNINFO = re.compile(r"\s*(host|hostaddr|port|dbname|user|password|service)\s*=")
-"""How a connection string of libpq begins, which is no URL, and would make a strange file name."""
 
 _OF_USER = "$user"
 """In a search_path, the schema of whoever looks, and no name."""
@@ -49,11 +40,11 @@ class Location:
     schema: str | None = None
 
     def __str__(self) -> str:
-        """Return what `locate` takes, but for a password."""
+        """Return what `locate` takes, but for what may be secret."""
         if self.url is None:
             return MEMORY if self.path is None else str(self.path)
         named = {} if self.schema is None else {"schema": self.schema}
-        return _shown(self.url.update_query_dict(named))
+        return shown(self.url.update_query_dict(named))
 
 
 def locate(store: str | os.PathLike[str], schema: str | None = None) -> Location:
@@ -86,16 +77,18 @@ def locate(store: str | os.PathLike[str], schema: str | None = None) -> Location
 
 def _locate(store: str | os.PathLike[str]) -> Location:
     if not isinstance(store, str | os.PathLike):
-        raise StoreError(f"the store is {store!r}; expected a path, a URL or ':memory:'")
+        raise StoreError(
+            f"the store is of type {type(store).__name__}; expected a path, a URL or ':memory:'"
+        )
     place = os.fsdecode(store)
     if isinstance(store, str) and "://" in place:
         return _locate_url(place)
     if place == MEMORY:
         return Location()
-    if _CONNINFO.match(place):
+    if is_connection_string(place):
         raise StoreError(
             "the store looks like a connection string of PostgreSQL; expected a URL, such as "
-            "postgresql+psycopg://user:password@host/database"
+            f"{EXAMPLE}, or ./ before the path of a file"
         )
     if not place or "\0" in place:
         raise StoreError(f"the store is {place!r}; expected a path, a URL or ':memory:'")
@@ -106,30 +99,18 @@ def _locate(store: str | os.PathLike[str]) -> Location:
 
 
 def _locate_url(place: str) -> Location:
-    try:
-        url = make_url(place)
-    except (ArgumentError, ValueError) as error:
-        raise StoreError(f"the store is no URL that SQLAlchemy can read: {error}") from error
-    if "@" in (url.host or ""):
+    kind, _, rest = place.partition("://")
+    if kind in _SQLITE and rest[:1] in ("", "/") and "?" not in rest:
+        return _locate(unquote(rest[1:]) or MEMORY)
+    if kind not in DRIVERS:
         raise StoreError(
-            "the store is a URL with more than one @; expected %40 for one in a user or a password"
+            "the store is a URL of a kind that eventor cannot use; expected "
+            f"sqlite:///relative/path.db, sqlite:////absolute/path.db or {EXAMPLE}"
         )
-    if url.drivername in _SQLITE and not (url.query or url.host):
-        return _locate(url.database or MEMORY)
-    if url.drivername not in _POSTGRESQL:
-        raise StoreError(
-            f"the store {_shown(url)} is of a kind that eventor cannot use; expected "
-            "sqlite:///relative/path.db, sqlite:////absolute/path.db or "
-            "postgresql+psycopg://user:password@host/database"
-        )
+    url = read_url(place)
     schema = url.query.get("schema")
-    found = Location(url=url.difference_update_query(["schema"]).set(drivername=_POSTGRESQL[1]))
+    found = Location(url=url.difference_update_query(["schema"]))
     return found if schema is None else Location(url=found.url, schema=_schema(schema, found))
-
-
-def _shown(url: URL) -> str:
-    hidden = {name: "..." for name in url.query if _SECRET.search(name)}
-    return url.update_query_dict(hidden).render_as_string()
 
 
 def _schema(name: object, location: Location) -> str:
