@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import eventor as evr
+from eventor.cli import commands as cli
 
 pytestmark = pytest.mark.stores("sqlite")
 
@@ -118,6 +119,29 @@ def test_what_cannot_be_a_store_is_told_in_a_line_without_what_may_be_secret(
     assert S not in f"{error} {error.__cause__!r} {error.__context__!r}"
     assert str(error).isprintable()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "autocommit",
+        "conninfo",
+        "context",
+        "cursor_factory",
+        "plugin",
+        "plugins",
+        "prepare_threshold",
+        "row_factory",
+    ],
+)
+def test_a_parameter_that_is_not_of_libpq_is_refused(name, capsys):
+    store = f"postgresql://u:{S}@h/db?sslmode=require&{name}={S}"
+    assert cli.run(["show", store]) == 2
+    told = "eventor: the URL of the store has the parameter {}; expected only those of libpq, and"
+    said = capsys.readouterr().err
+    assert said.startswith(told.format(name))
+    assert said.count("\n") == 1
+    assert S not in said
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,11 @@ _HARMLESS = re.compile(
 _SECRET = re.compile("oauth_client_secret|password|scram_client_key|scram_server_key|sslpassword")
 """Those in which any character may be, and which no error repeats."""
 
+_NOT_OF_LIBPQ = re.compile(
+    "autocommit|conninfo|context|cursor_factory|plugins?|prepare_threshold|row_factory"
+)
+"""What psycopg and SQLAlchemy take for arguments of their own."""
+
 _PASSWORD = re.compile(r"\b(?:pg|ssl)?(?:password|passwd|pwd)\s*=", re.IGNORECASE)
 
 _CONNECTION_STRING = re.compile(
@@ -105,6 +110,8 @@ def _check_query(query: str) -> None:
     for name, equals, value in given:
         if not equals or re.fullmatch(r"\w+", name) is None:
             raise _wrong("a parameter that is not name=value", _PARAMETERS)
+        if _NOT_OF_LIBPQ.fullmatch(name):
+            raise _wrong(f"the parameter {name}", "only those of libpq, and schema")
         if not value:
             raise _wrong(f"no value for {name}", "one, or to leave it out")
         if names.count(name) > 1 and name not in ("host", "port"):
