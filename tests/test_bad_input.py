@@ -315,9 +315,9 @@ def unusable(tmp_path):
         5: "the store is of type int; expected a path",
         b"x.db": "expected a path",
         None: "the store is of type NoneType",
-        "nonsense://x": "a URL of a kind that eventor cannot use",
-        "sqlite:///x.db?mode=ro": "a URL of a kind that eventor cannot use",
-        "sqlite://host:port/x": "a URL of a kind that eventor cannot use",
+        "nonsense://x": "a URL of kind nonsense that eventor cannot use",
+        "sqlite:///x.db?mode=ro": "a URL of kind sqlite that eventor cannot use",
+        "sqlite://host:port/x": "a URL of kind sqlite that eventor cannot use",
     }
 
 

@@ -681,7 +681,7 @@ def test_what_is_no_store_is_told_in_one_line_and_left_as_it_is(command, run, tm
         ("other.db", "is a SQLite database of something else"),
         (".", "is a directory"),
         (":memory:", "a store in memory keeps no runs"),
-        ("mysql://x/y", "is a URL of a kind that eventor cannot use"),
+        ("mysql://x/y", "is a URL of kind mysql that eventor cannot use"),
     ]:
         code, printed, said = run(command[0], store, *command[1:])
         assert (code, printed) == (2, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,8 +104,10 @@ def _locate_url(place: str) -> Location:
     if kind in _SQLITE and rest[:1] in ("", "/") and "?" not in rest:
         return _locate(unquote(rest[1:]) or MEMORY)
     if kind not in DRIVERS:
+        # What stands there may be anything, in what is no URL.
+        named = f"kind {kind}" if re.fullmatch("[a-z]+[+]?[a-z0-9]*", kind) else "a kind"
         raise StoreError(
-            "the store is a URL of a kind that eventor cannot use; expected "
+            f"the store is a URL of {named} that eventor cannot use; expected "
             f"sqlite:///relative/path.db, sqlite:////absolute/path.db or {EXAMPLE}"
         )
     url = read_url(place)
