@@ -235,8 +235,9 @@ def test_what_eventor_has_not_written_is_told(make, place, tmp_path, change):
     with build(make) as ev:
         ev()
     place.sql(*change.split("; "))
-    with pytest.raises(evr.StoreError, match=r"the store .* cannot "):
+    with pytest.raises(evr.StoreError, match=r"the store .* cannot ") as caught:
         look(place.store, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.stores("postgresql")

@@ -36,6 +36,7 @@ from eventor.types import (
     TaskCounts,
     TaskStatus,
 )
+from eventor.words import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -350,8 +351,10 @@ class Store:
                 f"it holds something that eventor has not written: {error}"
             ) from error
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-            cause = getattr(error, "orig", None) or error
-            raise StoreError(f"the store {self.location} cannot {what}: {cause}") from error
+            # A server adds where in the statement it was.
+            said, _, _ = str(getattr(error, "orig", None) or error).partition("\nLINE ")
+            told = one_line(said)
+            raise StoreError(f"the store {self.location} cannot {what}: {told}") from error
 
 
 def _backend(location: Location, access: Access, lease_seconds: float) -> Backend:
