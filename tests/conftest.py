@@ -17,6 +17,9 @@ from tests import places, servers
 os.environ.pop("PYTHONUNBUFFERED", None)
 # With it, each of the processes that are started here would compile eventor anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# By it coverage begins in each Python that is started, which costs more than most of them do.
+MEASURE = "COVERAGE_PROCESS_CONFIG"
+measured = os.environ.pop(MEASURE, None)
 if "EVENTOR_TEST_POSTGRESQL" not in os.environ:
     # They would lead to another server than that of the tests.
     for variable in [name for name in os.environ if name.startswith("PG")]:
@@ -97,7 +100,14 @@ def place(request, tmp_path):
 
 
 @pytest.fixture
-def make(tmp_path, place):
+def measure(monkeypatch):
+    """Measure what the processes that the test starts cover of eventor, if that is measured."""
+    if measured is not None:
+        monkeypatch.setenv(MEASURE, measured)
+
+
+@pytest.fixture
+def make(tmp_path, place, measure):
     """Make Eventors whose files are in the test's directory, and close them at the end."""
     with contextlib.ExitStack() as stack:
 

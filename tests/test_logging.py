@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.stores("either")
+pytestmark = [pytest.mark.stores("either"), pytest.mark.usefixtures("measure")]
 
 FLOW = """
 import logging, os, sys, threading, multiprocessing

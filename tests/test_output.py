@@ -30,7 +30,7 @@ from eventor.steps.task import Captured
 from tests.conftest import wait_until
 from tests.test_timeouts import be_late_when
 
-pytestmark = pytest.mark.stores("either")
+pytestmark = [pytest.mark.stores("either"), pytest.mark.usefixtures("measure")]
 
 SPAWN = multiprocessing.get_context("spawn").Process
 CONSTRUCTS = [

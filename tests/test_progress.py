@@ -28,7 +28,7 @@ from eventor.look.bars import ASCII, COLOURED, UNCOLOURED, picture, shares
 from eventor.look.progress import Progress
 from tests.conftest import take_signals
 
-pytestmark = pytest.mark.stores("either")
+pytestmark = [pytest.mark.stores("either"), pytest.mark.usefixtures("measure")]
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
