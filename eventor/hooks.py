@@ -19,6 +19,7 @@ from eventor.rules.plan import (
     TaskReady,
     TaskRetried,
     TaskSkipped,
+    TaskWithdrawn,
     is_skip,
 )
 from eventor.steps.task import describe
@@ -128,6 +129,10 @@ class Announcer:
             kind = TransitionKind.task_ready
             attempt = 0 if change.left is None else change.left.attempt
             told = {"cause": change.cause, "attempt": attempt}
+        elif isinstance(change, TaskWithdrawn):
+            kind, told = TransitionKind.task_ready, {"attempt": change.attempt}
+            del self._attempts[change.task]
+            self._pids.pop(change.task, None)
         elif isinstance(change, TaskSkipped):
             kind, told = TransitionKind.task_skipped, {"cause": change.cause}
         elif isinstance(change, TaskInterrupted):

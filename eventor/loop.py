@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from eventor.requests import Requests
 from eventor.rules.data import lacking
-from eventor.rules.plan import NEVER, TaskActive, TaskEnded, TaskLaunched, TaskRetried, Trigger
+from eventor.rules.plan import (
+    NEVER,
+    TaskActive,
+    TaskEnded,
+    TaskLaunched,
+    TaskRetried,
+    TaskWithdrawn,
+    Trigger,
+)
 from eventor.steps.task import describe
 from eventor.types import Outcome, StoredResult, TaskStatus, failure
 
@@ -172,6 +180,9 @@ class Starter(Protocol):
 
     def hurry(self) -> list[TaskKey]:
         """End what goes on for too long after its step; return the tasks of those told now."""
+
+    def withdraw(self) -> list[TaskKey]:
+        """Let nothing begin that has not yet; return the tasks of that, which are its no more."""
 
     def abandon(self, until: float = math.inf, /) -> None:
         """End all that can be ended, until a time by `lease.clock` at the latest."""
@@ -350,7 +361,11 @@ class Loop:
         if process is not None and self._inbox.stopped_by is None:
             self._inbox.stop(f"stop() of process {process}")
         reason = self._inbox.stopped_by
-        if reason is None or self._plan.stopping:
+        if reason is None:
+            return
+        for task in self._launcher.withdraw():
+            self._plan.withdraw(task)
+        if self._plan.stopping:
             return
         self._plan.stop()
         if not self._plan.idle:
@@ -377,6 +392,9 @@ class Loop:
                 self._journal.say(logging.INFO, f"Running step {change.task}", "task_wrapper")
             elif isinstance(change, TaskRetried):
                 self._report_retry(change)
+            elif isinstance(change, TaskWithdrawn):
+                message = f"Step {change.task} had not begun, and is ready again"
+                self._journal.say(logging.INFO, message, "task_wrapper")
             else:
                 self._journal.say(logging.DEBUG, repr(change), "loop_session_start")
 

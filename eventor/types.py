@@ -237,7 +237,7 @@ class TransitionKind(StrEnum):
     event_raised = "event_raised"
     """An event was raised."""
     task_ready = "task_ready"
-    """A task was created, or was cut short before, and waits for its turn."""
+    """A task was created, was cut short before, or has not begun; it waits for its turn."""
     task_active = "task_active"
     """An attempt at a task was recorded as active, and was started."""
     attempt_failed = "attempt_failed"
@@ -265,7 +265,7 @@ class Transition:
         name: the event's or the step's name, by the kind; None for the run itself.
         sequence: the sequence; None for the run itself.
         cause: why an event was raised or a task created; None for other kinds, and for a task that
-            a continued recovery found cut short.
+            a continued recovery found cut short, or that has not begun.
         attempt: for a task, how many times it was started since it last ended, earlier recoveries
             included; None where that is not told, as for one that is skipped.
         pid: the process of an attempt; None where there is none.

@@ -173,6 +173,8 @@ class Launcher:
     def hurry(self):
         return []
 
+    withdraw = hurry
+
     def stock(self, wanted):
         """Do nothing, as what follows."""
 

@@ -1509,7 +1509,7 @@ def test_an_executor_that_cannot_be_shut_down_is_warned_of(make, caplog):
 
 
 @pytest.mark.parametrize("kind", ["threads", *REMOTE])
-def test_stop_lets_finish_what_was_submitted(on, kind, tmp_path):
+def test_stop_lets_finish_what_has_begun(on, kind, tmp_path):
     ev = on(kind, max_concurrent=2)
     begun, goes_on = tmp_path / "begun", tmp_path / "goes on"
     step = add(ev, begin_and_wait, begun, goes_on)
@@ -1525,6 +1525,83 @@ def test_stop_lets_finish_what_was_submitted(on, kind, tmp_path):
     assert ev() is False
     stopper.join()
     assert statuses(ev) == {"begin_and_wait[1]": "success", "after[1]": "ready"}
+
+
+def test_what_a_stop_finds_in_a_pool_has_used_up_no_attempt(make, tmp_path):
+    begun, goes_on, ready = tmp_path / "begun", tmp_path / "goes on", []
+
+    def see(told):
+        if told.kind == "task_ready" and told.cause is None:
+            ready.append((told.name, told.sequence, told.attempt))
+            goes_on.touch()
+
+    def submitted():
+        return begun.exists() and statuses(ev)["wait[3]"] == "active"
+
+    config = {"max_concurrent": 3, "resources": {"room": 3}, "on_transition": see}
+    with ThreadPoolExecutor(1) as pool:
+        ev = make(config={"task_construct": pool, **config})
+        begin = ev.add_event("begin")
+        some = {"max_attempts": 2, "resources": {"room": 1}}
+        wait = ev.add_step("wait", begin_and_wait, (begun, goes_on), config=some)
+        ev.add_assoc(begin, wait)
+        ev.trigger_events(begin, [1, 2, 3, 4])
+        stopper = threading.Thread(target=lambda: (wait_until(submitted), ev.stop()))
+        stopper.start()
+        assert ev() is False
+        stopper.join()
+        assert ready == [("wait", 2, 0), ("wait", 3, 0)]
+        assert [str(task.status) for task in ev.tasks()] == ["success", *["ready"] * 3]
+        assert [(task.attempt, task.pid, task.started_at) for task in ev.tasks()[1:]] == [
+            (0, None, None)
+        ] * 3
+        assert ev() is True
+    assert [(task.attempt, len(task.attempts)) for task in ev.tasks()] == [(1, 1)] * 4
+
+
+def test_a_worker_that_comes_after_a_stop_is_told_no(by_hand, tmp_path):
+    begun, goes_on, is_withdrawn, late = tmp_path / "1", tmp_path / "2", threading.Event(), []
+
+    def do(func, data):
+        if data is executor.errands[0]:
+            return func(data)
+        is_withdrawn.wait(60)
+        late.append(pickle.loads(func(data)))
+        goes_on.touch()
+        return pickle.dumps(late[0])
+
+    def see(told):
+        if told.kind == "task_ready" and told.cause is None:
+            is_withdrawn.set()
+
+    def submitted():
+        return begun.exists() and len(executor.errands) == 2
+
+    ev, executor = by_hand(do, max_concurrent=2, on_transition=see)
+    add(ev, begin_and_wait, begun, goes_on)
+    add(ev, plus, 1, name="late")
+    stopper = threading.Thread(target=lambda: (wait_until(submitted), ev.stop()))
+    stopper.start()
+    assert ev() is False
+    stopper.join()
+    assert statuses(ev) == {"begin_and_wait[1]": "success", "late[1]": "ready"}
+    assert [report.pid for report in late] == [None]
+
+
+def test_where_workers_cannot_ask_a_stop_waits_for_what_may_have_begun(
+    by_hand, unreachable, caplog
+):
+    def do(func, data):
+        if len(executor.errands) == 2:
+            ev.stop()
+            wait_until(lambda: "Stopping by stop()" in caplog.text)
+        return func(data)
+
+    ev, executor = by_hand(do)
+    first = add(ev, plus, 1, name="first")
+    ev.add_assoc(first.success, ev.add_step("second", plus, (2,)))
+    assert ev() is True
+    assert statuses(ev) == {"first[1]": "success", "second[1]": "success"}
 
 
 PROGRAM = """
@@ -1600,7 +1677,7 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
     assert not Path("ended").exists()
     os.killpg(process.pid, signal.SIGINT)
     wait_until(Path("ended").exists)
-    assert stored(place) == {"a": "active", "b": "active", "c": "ready"}
+    assert stored(place) == {"a": "active", "b": "ready", "c": "ready"}
     Path("goes on").touch()
     _out, err = process.communicate(timeout=60)
     assert begun() == ["a"]
@@ -1609,7 +1686,9 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
 
 
 @pytest.mark.once
-def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program, place):
+def test_a_first_signal_alone_lets_finish_what_has_begun_and_a_recovery_does_the_rest(
+    program, place
+):
     process = program("processes")
     wait_until(begun)
     os.killpg(process.pid, signal.SIGINT)
@@ -1617,7 +1696,10 @@ def test_a_first_signal_alone_lets_all_finish_that_was_submitted(program, place)
     wait_until(lambda: "Stopping by SIGINT" in (log.read_text() if log.exists() else ""))
     Path("goes on").touch()
     process.communicate(timeout=60)
-    assert stored(place) == {"a": "success", "b": "success", "c": "ready"}
+    assert stored(place) == {"a": "success", "b": "ready", "c": "ready"}
+    out, err = program("processes", "recover").communicate(timeout=100)
+    assert out == "True\n", err
+    assert begun() == ["a", "b", "c"]
 
 
 @pytest.mark.once

@@ -379,6 +379,8 @@ class Launcher:
     def hurry(self):
         return []
 
+    withdraw = hurry
+
     def stock(self, wanted):
         """Do nothing, as what follows."""
 

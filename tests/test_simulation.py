@@ -87,6 +87,7 @@ class World:
         """Begin a call of `ev()`; a request to stop, and a failure, hold for one."""
         self.asked_to_stop = False
         self.allowed = None
+        self.withdrawn = {}
         self.stopped_before = len(self.requests("stopped"))
 
     def ask(self):
@@ -243,6 +244,11 @@ class World:
             self.arrived += [*triggers_within(self.case, key), end]
 
     def collect(self):
+        if self.withdrawn:
+            recovery = self.ev.recovery
+            status, attempt = self.tasks(recovery), self.tasks(recovery, "attempt")
+            for task, count in self.withdrawn.items():
+                assert (status[task], attempt[task]) == ("ready", count)
         arrived, self.arrived = self.arrived, []
         failed = {
             end.task.step
@@ -260,6 +266,14 @@ class World:
 
     def hurry(self):
         return []
+
+    def withdraw(self):
+        waiting = sorted(self.running, key=str)
+        waiting = self.dice.sample(waiting, self.dice.randint(0, len(waiting)))
+        for task in waiting:
+            self.starts.remove((self.ev.recovery, task, self.attempts[task]))
+            self.withdrawn[task] = self.attempts[task] - 1
+        return [self.running.pop(task) for task in waiting]
 
     def renew(self):
         """Do nothing: nothing is forked here."""

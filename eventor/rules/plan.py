@@ -173,6 +173,18 @@ class TaskRetried:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskWithdrawn:
+    """Change: a task that was active had not begun, and is ready again.
+
+    Attributes:
+        attempt: how many attempts it has had; that one is none.
+    """
+
+    task: TaskKey
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class TaskInterrupted:
     """Change: a task was active when its owner died; it is ready again, or counts as a success."""
 
@@ -189,6 +201,7 @@ Change = (
     | TaskLaunched
     | TaskEnded
     | TaskRetried
+    | TaskWithdrawn
     | TaskInterrupted
 )
 
@@ -304,6 +317,14 @@ class Plan:
     def stop(self) -> None:
         """Let no more tasks start."""
         self._stopping = True
+
+    def withdraw(self, task: TaskKey) -> None:
+        """Let a task wait for its turn again that is active, and has not begun."""
+        attempt = self._active.pop(task) - 1
+        self._leading_on.discard(task)
+        self._ready.give_back(self._flow.steps[task.step].config.resources)
+        self._changes.append(TaskWithdrawn(task, attempt))
+        self._queue(task, Left(TaskStatus.ready, attempt=attempt))
 
     def resume(self) -> None:
         """Let ready tasks start again after a failure or a call has stopped them."""

@@ -285,6 +285,10 @@ class Launcher:
         """End processes that go on long after their steps have returned; return those told now."""
         return [worker.did for worker in self._ending if worker.hurry() and worker.did]
 
+    def withdraw(self) -> list[TaskKey]:
+        """Withdraw nothing: each task has a process by the time that it is active."""
+        return []
+
     def abandon(self, until: float = math.inf) -> None:
         """End all processes and what they started, by force if need be; threads cannot be ended.
 

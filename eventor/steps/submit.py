@@ -73,10 +73,17 @@ class _ClosedError(BrokenExecutor):
 
 @dataclass(eq=False, slots=True)
 class _Pool:
-    """An executor, and whether any step has begun in it."""
+    """An executor.
+
+    Attributes:
+        executor: itself.
+        has_begun: whether any step was told that it may begin in it.
+        asks_nobody: whether any has run that could not ask.
+    """
 
     executor: Executor
     has_begun: bool = False
+    asks_nobody: bool = False
 
     @property
     def is_of_threads(self) -> bool:
@@ -283,14 +290,27 @@ class Submitter:
         arrivals, self._arrivals = self._arrivals, []
         return arrivals
 
+    def withdraw(self) -> list[TaskKey]:
+        """Let nothing begin any more that has not; return the tasks of that."""
+        with self._lock:
+            waiting = [
+                one
+                for one in self._submissions.values()
+                if not (one.has_begun or one.pool.asks_nobody or one.report or _is_done(one))
+            ]
+            for submission in waiting:
+                del self._submissions[submission.ticket]
+        for submission in waiting:
+            _cancel(submission)
+        return [submission.key for submission in waiting]
+
     def abandon(self, until: float = math.inf) -> None:  # noqa: ARG002 (nothing is ended)
         """Let nothing begin any more that has not; what has begun cannot be ended."""
         with self._admission:
             self._is_void = True
             self._admission.notify_all()
         for submission in self._submissions.values():
-            if submission.future is not None:
-                submission.future.cancel()
+            _cancel(submission)
         self._submissions.clear()
         self._held.clear()
         if self._make is not None and self._pool is not None:
@@ -520,6 +540,7 @@ class Submitter:
         ):
             return
         if report.pid is not None and not submission.is_placed:
+            submission.pool.asks_nobody = True
             self._arrivals.append(TaskLaunched(submission.key, report.pid))
         for attributes in report.records:
             self._on_record(logging.makeLogRecord(attributes))
@@ -624,6 +645,17 @@ class Submitter:
             "eventor", logging.WARNING, "main.py", 0, message, (), None, "task_wrapper"
         )
         self._on_record(record)
+
+
+def _is_done(submission: _Submission) -> bool:
+    return submission.future is not None and submission.future.done()
+
+
+def _cancel(submission: _Submission) -> None:
+    """Have an executor forget a submission, if it can; it is told no if it asks."""
+    if submission.future is not None:
+        with contextlib.suppress(Exception):
+            submission.future.cancel()
 
 
 def _is_closed(executor: Executor) -> bool:

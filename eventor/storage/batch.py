@@ -18,6 +18,7 @@ from eventor.rules.plan import (
     TaskReady,
     TaskRetried,
     TaskSkipped,
+    TaskWithdrawn,
 )
 from eventor.storage import schema
 from eventor.storage.rows import cause_columns, typed
@@ -82,6 +83,7 @@ class Texts:
         self.ended = text(ended.values(pid=known_pid))
         self.delayed = text(insert(schema.delay).inline())
         self.again = text(_update_task("status", "due_at").values(_NOT_STARTED))
+        self.withdrawn = text(_update_task("status", "attempt").values(_NOT_STARTED))
         told = {name: _new(schema.attempt.c[name]) for name in _TOLD_OF_AN_END}
         self.attempted = text(_keep_attempts(schema.task, pid=known_pid, **told))
         here = _new(schema.attempt.c.recovery)
@@ -127,6 +129,7 @@ class Batch:
         self._copied: list[dict[str, Any]] = []
         self._attempted: list[dict[str, Any]] = []
         self._again: list[dict[str, Any]] = []
+        self._withdrawn: list[dict[str, Any]] = []
 
     def add(self, change: Change) -> None:
         """Take up a change."""
@@ -170,10 +173,14 @@ class Batch:
         if self._count >= _CHANGES_AT_ONCE:
             self.write()
 
-    def _add_rare(self, change: Delayed | TaskRetried | TaskInterrupted) -> None:
+    def _add_rare(self, change: Delayed | TaskRetried | TaskWithdrawn | TaskInterrupted) -> None:
         if isinstance(change, TaskRetried):
             self._attempted.append(self._end(change))
             self._be_ready(change.task, change.due)
+        elif isinstance(change, TaskWithdrawn):
+            self._pids.pop(change.task, None)
+            row = {"new_status": TaskStatus.ready.value, "new_attempt": change.attempt}
+            self._withdrawn.append(self._which(change.task) | row)
         elif isinstance(change, TaskInterrupted):
             self._interrupt(change)
         else:
@@ -191,6 +198,7 @@ class Batch:
             self._insert(text, self._copied)
         self._insert(self._texts.attempted, self._attempted)
         self._update(self._texts.again, self._again)
+        self._update(self._texts.withdrawn, self._withdrawn)
         self._update(self._texts.started, self._started)
         launched = [self._which(task) | {"new_pid": pid} for task, pid in self._pids.items()]
         self._update(self._texts.launched, launched)
@@ -198,7 +206,8 @@ class Batch:
         self._count = 0
         self._events, self._created, self._pids = [], {}, {}
         self._started, self._ended = [], []
-        self._delayed, self._copied, self._attempted, self._again = [], [], [], []
+        self._delayed, self._copied, self._attempted = [], [], []
+        self._again, self._withdrawn = [], []
 
     def _insert(self, text: str, rows: list[dict[str, Any]]) -> None:
         if rows:
