@@ -1620,9 +1620,16 @@ PROGRAM = """
     def processes():
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
+    def loky():
+        import loky
+        return loky.ProcessPoolExecutor(1)
+
+    def threads():
+        return ThreadPoolExecutor(1)
+
     if __name__ == "__main__":
         kind, mode = sys.argv[1:]
-        construct = {"processes": processes, "threads": lambda: ThreadPoolExecutor(1)}[kind]
+        construct = {"processes": processes, "loky": loky, "threads": threads}[kind]
         config = {"logdir": ".", "task_construct": construct, "max_concurrent": 2}
         with evr.Eventor("x", os.environ["STORE"], evr.RunMode(mode), config=config) as ev:
             begin = ev.add_event("begin")
@@ -1686,10 +1693,11 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("kind", ["processes", "loky"])
 def test_a_first_signal_alone_lets_finish_what_has_begun_and_a_recovery_does_the_rest(
-    program, place
+    program, kind, place
 ):
-    process = program("processes")
+    process = program(kind)
     wait_until(begun)
     os.killpg(process.pid, signal.SIGINT)
     log = Path("x.debug.log")
@@ -1697,7 +1705,7 @@ def test_a_first_signal_alone_lets_finish_what_has_begun_and_a_recovery_does_the
     Path("goes on").touch()
     process.communicate(timeout=60)
     assert stored(place) == {"a": "success", "b": "ready", "c": "ready"}
-    out, err = program("processes", "recover").communicate(timeout=100)
+    out, err = program(kind, "recover").communicate(timeout=100)
     assert out == "True\n", err
     assert begun() == ["a", "b", "c"]
 

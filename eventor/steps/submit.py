@@ -30,6 +30,7 @@ from collections import deque
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, ThreadPoolExecutor
 from concurrent.futures.process import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, cast
 
 from eventor.errors import EventorError, LaunchError
@@ -422,6 +423,9 @@ class Submitter:
         else:
             arguments = (remote.run, self._packed(submission))
         self._submissions[submission.ticket] = submission
+        if pool.is_here and not isinstance(pool.executor, ProcessPoolExecutor):
+            # Else loky starts its server while SIGINT is blocked, which would let it through.
+            resource_tracker.ensure_running()
         try:
             # Its processes may be started now: a Ctrl-C is for the owner, which lets them finish.
             masked = () if pool.is_of_threads else (signal.SIGINT,)
