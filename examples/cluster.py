@@ -8,8 +8,8 @@
 Dask is `pip install distributed`. Each strip is a step, and so is the picture that is made of them.
 Where the steps run is one option, and where their run is kept is another; the flow is the same.
 
-Kill it in the middle, run it again with `--recover`, and no strip is drawn twice that was done, on
-this machine or elsewhere.
+Stop it by a Ctrl-C, or kill it in the middle; run it again with `--recover`, and no strip is drawn
+twice that was done, on this machine or elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ DEPTH = 255
 
 CONNECT_SECONDS = 5
 """For how long a scheduler is looked for."""
+
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+"""What a worker runs first: a Ctrl-C in a terminal goes to all, and is for this program alone."""
 
 log = logging.getLogger("cluster")
 
@@ -93,7 +96,9 @@ def construct(dask: str | None, workers: int) -> Iterator[dict[str, Any]]:
     logging.getLogger("distributed").setLevel(logging.WARNING)
     with contextlib.ExitStack() as stack:
         address: Any = dask or stack.enter_context(
-            LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
+            LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=":0", preload=[DEAF]
+            )
         )
         try:
             client = stack.enter_context(Client(address, timeout=CONNECT_SECONDS))
