@@ -1257,15 +1257,76 @@ def test_a_process_that_a_step_forks_cannot_trigger_there(make):
     assert ev.events("known") == []
 
 
-def test_a_future_that_fails_otherwise_fails_its_step(by_hand):
+NEEDED = "; expected the version of eventor there that the program has"
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ModuleNotFoundError("No module named 'eventor'"), NEEDED),
+        (AttributeError("Can't get attribute 'Errand' on <module 'eventor.steps.remote'>"), NEEDED),
+        (ModuleNotFoundError("No module named 'numpy'"), ""),
+        (OSError("no room for eventor"), ""),
+    ],
+)
+def test_a_future_that_fails_otherwise_fails_its_step(by_hand, error, advice):
     def do(func, data):
-        raise ModuleNotFoundError("No module named 'eventor'")
+        raise error
 
     ev, _ = by_hand(do)
     add(ev, plus, 1)
     assert ev() is False
-    expected = "its executor could not run it: ModuleNotFoundError: No module named 'eventor'"
-    assert the_task(ev).error == expected
+    told = f"its executor could not run it: {type(error).__name__}: {error}{advice}"
+    assert the_task(ev).error == told
+
+
+@pytest.fixture
+def looks(monkeypatch, caplog):
+    """Look for what nobody tells at each pass; collect how often idleness was warned of by then."""
+    found, look = [], submit.Submitter._look
+
+    def count(self):
+        look(self)
+        found.append(caplog.text.count("No step has begun"))
+
+    monkeypatch.setattr(submit.Submitter, "_look", count)
+    monkeypatch.setattr(submit, "_LOOK_SECONDS", 0)
+    return found
+
+
+def test_an_executor_that_begins_nothing_is_warned_of_once(by_hand, looks, monkeypatch, caplog):
+    monkeypatch.setattr(submit, "_IDLE_SECONDS", 0.05)
+
+    def do(func, data):
+        wait_until(lambda: looks.count(1) > 3)
+        return func(data)
+
+    ev, _ = by_hand(do, max_concurrent=2, sleep_between_loops=0.01)
+    add(ev, plus, 1, name="one")
+    add(ev, plus, 1, name="two")
+    assert ev() is True
+    assert max(looks) == 1
+    assert "No step has begun for 0.05 s in the executor, where one[1] waits" in caplog.text
+
+
+def test_what_waits_while_others_run_is_not_warned_of(by_hand, looks, monkeypatch, tmp_path):
+    begun, goes_on = tmp_path / "begun", tmp_path / "goes on"
+
+    def do(func, data):
+        if data is not executor.errands[0]:
+            wait_until(begun.exists)
+            monkeypatch.setattr(submit, "_IDLE_SECONDS", -1)
+            done = len(looks)
+            wait_until(lambda: len(looks) > done + 3)
+            goes_on.touch()
+            monkeypatch.setattr(submit, "_IDLE_SECONDS", 60)
+        return func(data)
+
+    ev, executor = by_hand(do, max_concurrent=2, sleep_between_loops=0.01)
+    add(ev, begin_and_wait, begun, goes_on)
+    add(ev, plus, 1, name="two")
+    assert ev() is True
+    assert max(looks) == 0
 
 
 @pytest.mark.parametrize(

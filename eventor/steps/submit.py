@@ -59,6 +59,9 @@ _LOST_SECONDS = 60.0
 """How long a report may come after the line of its worker has ended: where results go by files of a
 network, others see a new one that late."""
 
+_IDLE_SECONDS = 60.0
+"""For how long an executor may begin nothing before that is warned of."""
+
 Arrival = Trigger | TaskEnded | TaskLaunched
 
 
@@ -179,6 +182,8 @@ class Submitter:
         self._ending: list[threading.Thread] = []
         self._bell: int | None = None
         self._look_at = 0.0
+        self._idle_since = math.inf
+        self._is_told_idle = False
         self._desk: Desk | None = None
         self._pool = _Pool(given) if given else None
         self._selector = selectors.DefaultSelector()
@@ -363,6 +368,7 @@ class Submitter:
             if submission is None or submission.has_begun or self._is_void:
                 return remote.TWICE
             submission.has_begun = submission.pool.has_begun = True
+            self._idle_since = math.inf
             return None
 
     def perform(self, call: task.Call, ticket: int) -> remote.Report:
@@ -372,6 +378,8 @@ class Submitter:
 
     def _look(self) -> None:
         """Look for what nobody tells, from time to time."""
+        if not self._is_told_idle:
+            self._look_for_idleness()
         if self._desk is None:
             return
         self._desk.look()
@@ -385,6 +393,24 @@ class Submitter:
             elif caller is not None and caller.ended < late:
                 told = "its connection has ended, and its executor says nothing"
                 self._end(submission, failure(f"its worker was lost: {told}"))
+
+    def _look_for_idleness(self) -> None:
+        """Warn of an executor that begins nothing, while nothing runs in it."""
+        now = time.monotonic()
+        waiting = next(iter(self._submissions.values()), None)
+        if waiting is None or any(
+            one.has_begun or one.pool.asks_nobody for one in self._submissions.values()
+        ):
+            self._idle_since = math.inf
+        elif self._idle_since == math.inf:
+            self._idle_since = now
+        elif now - self._idle_since > _IDLE_SECONDS:
+            self._is_told_idle = True
+            self._warn(
+                f"No step has begun for {_IDLE_SECONDS:g} s in the executor, where {waiting.key} "
+                "waits: it may have no worker that is free, or none with the version of eventor "
+                "that the program has; or its workers run steps, and cannot reach the program"
+            )
 
     def _submit(
         self, key: TaskKey, call: task.Call, *, once_more: bool = True
@@ -569,7 +595,10 @@ class Submitter:
         names = {kind.__name__ for kind in type(error).__mro__}
         is_lost = is_broken or isinstance(error, CancelledError) or "KilledWorker" in names
         what = "its worker was lost" if is_lost else "its executor could not run it"
-        self._end(submission, failure(f"{what}: {_told(error)}"))
+        told = f"{what}: {_told(error)}"
+        if isinstance(error, ImportError | AttributeError) and "eventor" in told:
+            told += "; expected the version of eventor there that the program has"
+        self._end(submission, failure(told))
 
     def _end(self, submission: _Submission, outcome: Outcome) -> None:
         del self._submissions[submission.ticket]
