@@ -655,7 +655,8 @@ class Forgets(ByHand):
                 return here.recv()
             except EOFError:
                 self.over.wait(60)
-                return pickle.dumps(remote.Report(types.failure("it is late"), process.pid))
+                late = types.failure("it is late"), process.pid
+                return pickle.dumps(remote.Report(pickle.loads(data).ticket, *late))
             finally:
                 process.join()
 
@@ -990,7 +991,7 @@ def test_a_submission_begins_once(by_hand, tmp_path):
 
     def twice(func, data):
         reports.extend(pickle.loads(func(data)) for _ in range(2))
-        return pickle.dumps(reports[1])
+        return pickle.dumps(reports[-1])
 
     ev, _ = by_hand(twice)
     add(ev, fail_until, tmp_path / "tries", 1, config={"max_attempts": 2})
@@ -1344,6 +1345,68 @@ def test_a_future_that_has_no_report_fails_its_step(by_hand, found, told):
     assert ev() is False
     expected = f"its executor returned {told}, which is no report of a step"
     assert re.fullmatch(expected, the_task(ev).error)
+
+
+@pytest.mark.parametrize("method", ["cancelled", "exception", "result"])
+def test_a_future_whose_methods_raise_fails_its_step(make, method):
+    class Odd(AtOnce):
+        def submit(self, func, *args):
+            future = super().submit(func, *args)
+            setattr(future, method, functools.partial(fail, "odd"))
+            return future
+
+    ev = make(config={"task_construct": Odd})
+    add(ev, plus, 1)
+    assert ev() is False
+    assert the_task(ev).error == "its executor could not run it: ValueError: odd"
+
+
+def test_a_future_that_cannot_be_looked_at_or_cancelled_is_withdrawn(make):
+    class Odd(AtOnce):
+        def submit(self, func, *args):
+            ev.stop()
+            future = Future()
+            future.done = future.cancel = functools.partial(fail, "odd")
+            return future
+
+    ev = make(config={"task_construct": Odd})
+    add(ev, plus, 1)
+    assert ev() is False
+    assert statuses(ev) == {"plus[1]": "ready"}
+
+
+def test_what_its_executor_has_cancelled_is_told_as_that(make):
+    class Cancels(AtOnce):
+        def submit(self, func, *args):
+            future = Future()
+            future.cancel()
+            return future
+
+    ev = make(config={"task_construct": Cancels})
+    add(ev, plus, 1)
+    assert ev() is False
+    assert the_task(ev).error == "its executor has cancelled it"
+
+
+def test_an_outcome_of_another_submission_is_a_failure(make):
+    class Swaps(AtOnce):
+        def __init__(self):
+            self.futures = []
+
+        def submit(self, func, *args):
+            self.futures.append((Future(), super().submit(func, *args)))
+            if len(self.futures) == 2:
+                (one, first), (other, second) = self.futures
+                one.set_result(second.result())
+                other.set_result(first.result())
+            return self.futures[-1][0]
+
+    ev = make(config={"task_construct": Swaps, "max_concurrent": 2, "stop_on_exception": False})
+    add(ev, plus, 1, name="one")
+    add(ev, plus, 2, name="two")
+    assert ev() is False
+    told = "its executor returned the outcome of something else that was submitted"
+    assert [task.error for task in ev.tasks()] == [told, told]
 
 
 def test_hooks_are_told_the_process_of_a_remote_step(on):

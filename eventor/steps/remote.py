@@ -87,6 +87,7 @@ class Report:
     """What comes back.
 
     Attributes:
+        ticket: of the submission of which it tells.
         outcome: how the step ended, or why it has not begun.
         pid: the process in which it ran; None if it has not begun.
         triggers: all that it has triggered.
@@ -94,6 +95,7 @@ class Report:
         sent: how many messages could be.
     """
 
+    ticket: int
     outcome: Outcome
     pid: int | None
     triggers: tuple[task.Triggered, ...] = ()
@@ -179,7 +181,8 @@ class Voice:
         """Say nothing more, and return what is left to be told."""
         with self._lock:
             self._has_ended = True
-        return Report(outcome, self._pid, tuple(self._triggers), tuple(self._records), self._sent)
+        told = tuple(self._triggers), tuple(self._records)
+        return Report(self._ticket, outcome, self._pid, *told, self._sent)
 
     def _say(self, message: task.Triggered | dict[str, Any]) -> bool:
         if self._way is None:
@@ -235,15 +238,15 @@ def _do(errand: Errand) -> Report:
     home = errand.home
     if (owner := _owner_here(home.address)) is not None:
         if (why := owner.admit(errand.ticket)) is not None:
-            return Report(failure(why), None)
+            return Report(errand.ticket, failure(why), None)
         return owner.perform(task.rebuild(*pickle.loads(errand.call)), errand.ticket)
     try:
         line = _reach(home.address)
         if line is not None and (why := line.ask(MayBegin(errand.ticket, os.getpid()))) is not None:
-            return Report(failure(why), None)
+            return Report(errand.ticket, failure(why), None)
     except OSError as error:
         told = f"it has not begun: its worker lost touch with the program: {task.describe(error)}"
-        return Report(failure(told), None)
+        return Report(errand.ticket, failure(told), None)
     call = task.rebuild(*pickle.loads(errand.call))
     names = _Names(line, errand.defined)
     voice = Voice(errand.ticket, line)

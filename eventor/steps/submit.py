@@ -385,8 +385,8 @@ class Submitter:
         self._desk.look()
         late = time.monotonic() - _LOST_SECONDS
         for submission in list(self._submissions.values()):
-            future, caller = submission.future, submission.caller
-            if future is None or future.done():
+            caller = submission.caller
+            if _is_done(submission):
                 continue
             if _is_closed(submission.pool.executor):
                 self._lose(submission, _ClosedError())
@@ -483,7 +483,7 @@ class Submitter:
     def _perform(self, submission: _Submission) -> remote.Report:
         """Run a step, in a thread of the executor."""
         if (why := self.admit(submission.ticket)) is not None:
-            return remote.Report(failure(why), None)
+            return remote.Report(submission.ticket, failure(why), None)
         return self.perform(submission.call, submission.ticket)
 
     def _note(self, submission: _Submission, _future: Future[Any]) -> None:
@@ -542,18 +542,22 @@ class Submitter:
         future = submission.future
         if future is None or submission.ticket not in self._submissions:
             return
-        error = CancelledError() if future.cancelled() else future.exception()
-        found = None if error is not None else future.result()
-        report = found
-        if isinstance(found, bytes):
-            try:
+        report = found = None
+        try:
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                report = found = future.result()
+            if isinstance(found, bytes):
                 report = pickle.loads(found)
-            except Exception as broken:
-                error = broken
+        except Exception as broken:
+            error = broken
         if error is not None:
             self._lose(submission, error)
         elif not isinstance(report, remote.Report):
             told = f"its executor returned {reprlib.repr(found)}, which is no report of a step"
+            self._end(submission, failure(told))
+        elif report.ticket != submission.ticket:
+            told = "its executor returned the outcome of something else that was submitted"
             self._end(submission, failure(told))
         else:
             submission.report = report
@@ -591,11 +595,14 @@ class Submitter:
             if isinstance(begun, Outcome):
                 self._arrivals.append(TaskEnded(submission.key, begun))
             return
-        # By name, for Dask is not imported here.
-        names = {kind.__name__ for kind in type(error).__mro__}
-        is_lost = is_broken or isinstance(error, CancelledError) or "KilledWorker" in names
-        what = "its worker was lost" if is_lost else "its executor could not run it"
-        told = f"{what}: {_told(error)}"
+        if isinstance(error, CancelledError):
+            told = "its executor has cancelled it"
+        else:
+            # By name, for Dask is not imported here.
+            names = {kind.__name__ for kind in type(error).__mro__}
+            is_lost = is_broken or "KilledWorker" in names
+            what = "its worker was lost" if is_lost else "its executor could not run it"
+            told = f"{what}: {_told(error)}"
         if isinstance(error, ImportError | AttributeError) and "eventor" in told:
             told += "; expected the version of eventor there that the program has"
         self._end(submission, failure(told))
@@ -681,7 +688,10 @@ class Submitter:
 
 
 def _is_done(submission: _Submission) -> bool:
-    return submission.future is not None and submission.future.done()
+    try:
+        return submission.future is not None and submission.future.done()
+    except Exception:
+        return False  # whoever takes it back says what is wrong
 
 
 def _cancel(submission: _Submission) -> None:
