@@ -127,6 +127,7 @@ def speak(words):
     log.info("%s in info", words)
     log.error("%s in error", words)
     logging.getLogger("of.a.step.quiet").info("%s too quiet", words)
+    logging.getLogger("of.a.step.disabled").error("%s disabled", words)
 
 
 def fail_until(path, times):
@@ -374,6 +375,7 @@ def test_what_is_raised_that_is_not_to_be_retried_is_the_end(on, kind, tmp_path)
 def test_records_of_steps_reach_the_handlers_of_the_owner_once(on, kind, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(logging.getLogger("of.a.step.quiet"), "level", logging.ERROR)
+    monkeypatch.setattr(logging.getLogger("of.a.step.disabled"), "disabled", True)
     ev = on(kind)
     add(ev, speak, "first", name="one")
     add(ev, speak, "second", name="two")

@@ -108,10 +108,12 @@ def test_levels_reach_a_spawned_step(script):
 def step():
     logging.getLogger("mine").debug("seen")
     logging.getLogger("other").debug("unseen")
+    logging.getLogger("disabled").error("unseen")
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     logging.getLogger("mine").setLevel(logging.DEBUG)
+    logging.getLogger("disabled").disabled = True
     flow(step, config={"task_construct": multiprocessing.get_context("spawn").Process})
 """
     )

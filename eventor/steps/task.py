@@ -236,17 +236,22 @@ class LogLevels:
 
     levels: Mapping[str, int]
     disabled: int
+    silent: frozenset[str] = frozenset()
+    """The names of those that are disabled."""
 
     @classmethod
     def of_this_process(cls) -> LogLevels:
         """Return the levels that were set here."""
         known = {"": logging.root, **loggers()}
         levels = {name: logger.level for name, logger in known.items() if logger.level}
-        return cls(levels, logging.root.manager.disable)
+        silent = frozenset(logger.name for logger in known.values() if logger.disabled)
+        return cls(levels, logging.root.manager.disable, silent)
 
     def enables(self, record: logging.LogRecord) -> bool:
         """Tell whether the owner's logger of that name would take a record."""
         name = record.name
+        if name in self.silent:
+            return False
         while name and name not in self.levels:
             name = name.rpartition(".")[0]
         return record.levelno > self.disabled and record.levelno >= self.levels.get(name, 0)
@@ -255,6 +260,8 @@ class LogLevels:
         """Set them here."""
         for name, level in self.levels.items():
             logging.getLogger(name).setLevel(level)
+        for name in self.silent:
+            logging.getLogger(name).disabled = True
         logging.disable(self.disabled)
 
 
