@@ -1521,6 +1521,23 @@ def test_a_stranger_that_says_nothing_is_hung_up_on_in_time(desk, monkeypatch):
         assert silent.recv(1) == b""
 
 
+def test_one_who_is_dropped_before_being_heard_is_not_heard(desk, monkeypatch):
+    monkeypatch.setattr(line, "_MOST_STRANGERS", 1)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
+        wait_until(lambda: desk._selector.select(0.1))
+        desk.admit()
+        first.sendall(b"!")
+        stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
+        wait_until(lambda: len(desk._selector.select(0.1)) == 2)
+        ready = [key.data for key, _ in desk._selector.select(0)]
+        desk.admit()
+        (caller,) = [one for one in ready if one is not desk]
+        assert desk.hear(caller) == []
+        desk.forget(caller)
+        assert not desk.knows(caller)
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [

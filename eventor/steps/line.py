@@ -249,6 +249,8 @@ class Desk:
 
     def hear(self, caller: Caller) -> list[object]:
         """Return what somebody has said; one who is gone, or strange, is forgotten."""
+        if caller not in self._callers:
+            return []  # dropped since the selector told of it
         messages, gone = caller.hear()
         if gone:
             self.forget(caller)
@@ -270,7 +272,9 @@ class Desk:
         return caller in self._callers
 
     def forget(self, caller: Caller) -> None:
-        """Hang up."""
+        """Hang up, if that was not done."""
+        if caller not in self._callers:
+            return
         del self._callers[caller]
         self._selector.unregister(caller)
         caller.close()
