@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -1083,7 +1084,8 @@ def test_what_could_not_be_sent_in_the_middle_comes_with_the_end(by_hand, caplog
     assert len(found) == 2  # by the handler here, as in a worker of its own, and by the owner's
 
 
-def test_who_is_strange_is_not_heard_and_holds_up_nobody(by_hand):
+def test_who_is_strange_is_not_heard_and_holds_up_nobody(by_hand, monkeypatch):
+    monkeypatch.setattr(line, "_PAUSES", (0.0, 0.0))
     strangers = []
 
     def do(func, data):
@@ -1093,10 +1095,9 @@ def test_who_is_strange_is_not_heard_and_holds_up_nobody(by_hand):
         loud = socket.create_connection(("127.0.0.1", port))
         loud.sendall(pickle.dumps(Unreadable()) * 10)
         wrong = line.Address((), port, b"another key", errand.home.address.owner)
-        guest = line.connect(wrong)
-        strangers.extend([silent, loud, guest])
+        strangers.extend([silent, loud])
         with pytest.raises(OSError, match=r"hung up|reset"):
-            guest.ask(line.MayBegin(errand.ticket, 1))
+            line.connect(wrong)
         assert loud.recv(32)  # the nonce
         assert loud.recv(1) == b""
         return func(data)
@@ -1120,7 +1121,10 @@ def test_strangers_who_say_nothing_are_dropped(by_hand, monkeypatch):
         opened.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(5))
         for one in opened:
             assert len(one.recv(32)) == 32
-        assert [one.recv(1) for one in opened[:3]] == [b""] * 3
+        # Beside the two, as many are let wait as there are submissions.
+        assert [one.recv(1) for one in opened[:2]] == [b""] * 2
+        with pytest.raises(BlockingIOError):
+            opened[2].recv(1, socket.MSG_DONTWAIT)
         return func(data)
 
     ev, _ = by_hand(do)
@@ -1421,12 +1425,29 @@ def test_hooks_are_told_the_process_of_a_remote_step(on):
 
 
 @pytest.fixture
-def desk():
+def warned():
+    """Have what a desk warns of."""
+    return []
+
+
+@pytest.fixture
+def desk(warned):
     """Make a desk for workers of this host, and what waits on it."""
     with selectors.DefaultSelector() as selector:
-        made = line.Desk(owner.process_of(os.getpid()), (), selector)
+        made = line.Desk(owner.process_of(os.getpid()), (), selector, warned.append)
         yield made
         made.close()
+
+
+def heard(desk):
+    """Let in who connects, and return what those who have say, and who says it."""
+    found = []
+    for key, _ in desk._selector.select(0.1):
+        if key.data is desk:
+            desk.admit(0)
+        else:
+            found += [(key.data, message) for message in desk.hear(key.data)]
+    return found
 
 
 def answered(desk, *answers):
@@ -1435,15 +1456,11 @@ def answered(desk, *answers):
     deadline = time.monotonic() + 30
     while left:
         assert time.monotonic() < deadline
-        for key, _ in desk._selector.select(0.1):
-            if key.data is desk:
-                desk.admit()
-                continue
-            for message in desk.hear(key.data):
-                if isinstance(message, line.Said):
-                    said.append(message)
-                else:
-                    desk.answer(key.data, left.pop(0))
+        for caller, message in heard(desk):
+            if isinstance(message, line.Said):
+                said.append(message)
+            else:
+                desk.answer(caller, left.pop(0))
     return said
 
 
@@ -1475,18 +1492,87 @@ def test_who_waits_for_an_answer_gives_up_when_the_owner_is_dead(desk, monkeypat
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(ask)
-        wait_until(lambda: desk._selector.select(0.1))
-        desk.admit()  # as what a fork of the dead owner has inherited, which keeps it open
+        wait_until(lambda: heard(desk))  # a fork of the dead owner has inherited it: it stays open
         assert future.result(30)
 
 
 def test_who_listens_and_says_nothing_is_no_owner(monkeypatch):
     monkeypatch.setattr(line, "_NONCE_SECONDS", 0)
+    monkeypatch.setattr(line, "is_running", lambda _owner: None)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         nobody = line.Address((), port, b"key", owner.process_of(os.getpid()))
         with pytest.raises(TimeoutError, match="whoever listens there says nothing"):
             line.connect(nobody)
+
+
+def test_an_owner_that_lives_may_be_held_up_for_longer(desk, monkeypatch):
+    monkeypatch.setattr(line, "_NONCE_SECONDS", 0)
+    monkeypatch.setattr(line, "_LOOK_SECONDS", 0.01)
+    looks = []
+
+    def is_running(_owner):
+        looks.append(1)
+        return True
+
+    monkeypatch.setattr(line, "is_running", is_running)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(line.connect, desk.address)
+        wait_until(lambda: len(looks) > 3)
+        wait_until(lambda: heard(desk) or future.done())
+        future.result().close()
+
+
+def test_a_worker_that_is_dropped_before_it_is_welcome_connects_again(desk, monkeypatch):
+    monkeypatch.setattr(line, "_PAUSES", (0.0, 0.0))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(line.connect, desk.address)
+        wait_until(lambda: desk._selector.select(0.1))
+        desk.admit(0)
+        for caller in list(desk._callers):
+            desk.forget(caller)
+        wait_until(lambda: heard(desk) or future.done())
+        future.result().close()
+
+
+@contextlib.contextmanager
+def no_descriptor_left():
+    """Have this process open no file more."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as next_one:
+        free = next_one.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+
+
+def test_where_no_descriptor_is_left_who_has_connected_stays_and_others_wait(desk, warned):
+    with contextlib.ExitStack() as stack:
+        first, second, third = (
+            stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
+            for _ in range(3)
+        )
+        desk.admit(0)
+        assert len(first.recv(100)) == 32
+        with no_descriptor_left():
+            for _ in range(2):
+                wait_until(lambda: desk._selector.select(0.1))
+                desk.admit(0)
+                assert desk._selector.select(0) == []  # it does not spin
+                desk.look()
+        assert len(warned) == 1
+        assert re.match(r"Workers wait to be let in: .*; this process may have \d+ open", warned[0])
+        desk.admit(0)
+        assert len(second.recv(100)) == 32
+        with no_descriptor_left():
+            desk.admit(0)
+        first.close()
+        (caller,) = [key.data for key, _ in desk._selector.select(10)]
+        desk.hear(caller)
+        heard(desk)  # there is room for one now
+        assert len(third.recv(100)) == 32
 
 
 def test_the_next_way_is_tried_where_one_leads_nowhere(desk, monkeypatch):
@@ -1502,10 +1588,9 @@ def test_the_next_way_is_tried_where_one_leads_nowhere(desk, monkeypatch):
     monkeypatch.setattr(line, "is_running", lambda _owner: None)
     there = dataclasses.replace(desk.address, hosts=("first", "second", "third"))
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(lambda: line.connect(there))
-        wait_until(lambda: desk._selector.select(0.1))
-        desk.admit()
-        future.result(30).close()
+        future = pool.submit(line.connect, there)
+        wait_until(lambda: heard(desk) or future.done())
+        future.result().close()
     assert tried == ["first", "second", "third"]
     with pytest.raises(OSError, match="no first"):
         line.connect(dataclasses.replace(there, hosts=("first", "second")))
@@ -1515,7 +1600,7 @@ def test_a_stranger_that_says_nothing_is_hung_up_on_in_time(desk, monkeypatch):
     monkeypatch.setattr(line, "_GREETING_SECONDS", -1)
     with socket.create_connection(("127.0.0.1", desk.address.port)) as silent:
         wait_until(lambda: desk._selector.select(0.1))
-        desk.admit()
+        desk.admit(0)
         desk.look()
         assert len(silent.recv(32)) == 32
         assert silent.recv(1) == b""
@@ -1526,12 +1611,12 @@ def test_one_who_is_dropped_before_being_heard_is_not_heard(desk, monkeypatch):
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
         wait_until(lambda: desk._selector.select(0.1))
-        desk.admit()
+        desk.admit(0)
         first.sendall(b"!")
         stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
         wait_until(lambda: len(desk._selector.select(0.1)) == 2)
         ready = [key.data for key, _ in desk._selector.select(0)]
-        desk.admit()
+        desk.admit(0)
         (caller,) = [one for one in ready if one is not desk]
         assert desk.hear(caller) == []
         desk.forget(caller)

@@ -6,21 +6,25 @@
            -- a nonce ------------------------->
            <- signed frames: a greeting, then
               questions, and what steps say ----
-           -- signed frames: answers ---------->
+           -- signed frames: a welcome, then
+              answers ------------------------->
 
 All frames are signed by a key that goes with the calls, for one connection and in their order.
 What is not signed so, by a stranger, is not read any further, and nothing of it is unpickled. They
 are not encrypted. Neither side needs a thread: the owner never waits for the rest of a frame, and
-the worker reads only while it waits for an answer.
+the worker reads only while it waits for an answer. It asks nothing before it is welcome: where it
+is dropped before, no question of its was taken, and it connects again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import math
 import os
 import pickle
+import resource
 import secrets
 import selectors
 import socket
@@ -35,7 +39,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventor.storage.owner import Owner, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from eventor.steps.task import Triggered
@@ -49,9 +53,16 @@ _CHUNK = 1 << 16
 _LARGEST_FRAME = 1 << 30
 _GREETING_SECONDS = 10.0
 _NONCE_SECONDS = 120.0
-"""How long an owner may be held up, by a hook or a lock, before it lets in who has connected."""
+"""How long an owner may be held up, by a hook or a lock, before it lets in who has connected; one
+that is seen to live may be for longer."""
 
 _MOST_STRANGERS = 64
+"""How many who have said nothing yet are let wait, beside as many workers as may come."""
+
+_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSES = (0.1, 0.5, 2.0, 0.0)
+"""Seconds after each try to connect in which the owner has hung up."""
+
 _ANSWER_SECONDS = 1.0
 """For how long somebody may take nothing of an answer."""
 
@@ -139,11 +150,13 @@ class Caller:
         self._buffer += data
         messages: list[object] = []
         while (frame := self._frame()) is not None:
-            if frame:
-                try:
+            try:
+                if frame:
                     messages.append(pickle.loads(frame))
-                except Exception:  # another version of eventor
-                    self._heard = -1
+                else:
+                    self.answer(None)
+            except Exception:  # another version of eventor, or gone
+                self._heard = -1
         if not data:
             self.ended = time.monotonic()
         return messages, not data or self._is_strange()
@@ -210,33 +223,38 @@ class Desk:
         hosts: names and addresses at which others reach this host; none where all workers are here,
             and nobody else is to reach it.
         selector: tells when there is something to hear; it holds this, or a `Caller`, as its data.
+        warn: is told once that workers have to wait, for there is no descriptor left.
 
     Raises:
         OSError: there is no port.
     """
 
     def __init__(
-        self, owner: Owner, hosts: tuple[str, ...], selector: selectors.BaseSelector
+        self,
+        owner: Owner,
+        hosts: tuple[str, ...],
+        selector: selectors.BaseSelector,
+        warn: Callable[[str], None],
     ) -> None:
         self._selector = selector
+        self._warn = warn
+        self._has_warned = self._is_listening = False
         self._key = secrets.token_bytes(32)
         self._callers: dict[Caller, None] = {}
         here = "" if hosts else _HERE
         self._listening = socket.create_server((here, 0), backlog=_BACKLOG)
         self._listening.setblocking(False)
-        selector.register(self._listening, selectors.EVENT_READ, self)
+        self._listen()
         port = self._listening.getsockname()[1]
         self.address = Address(hosts, port, self._key, owner)
 
-    def admit(self) -> None:
-        """Let in who has connected."""
+    def admit(self, workers: int) -> None:
+        """Let in who has connected; that many of them may be workers."""
         try:
             connection, _address = self._listening.accept()
-        except BlockingIOError:
-            return
-        except OSError:  # there is no descriptor left
-            self._drop_strangers(0)
-            time.sleep(0.001)
+        except OSError as error:
+            if error.errno in _FULL:
+                self._pause(error)
             return
         try:
             caller = Caller(connection, self._key)
@@ -245,7 +263,7 @@ class Desk:
             return
         self._callers[caller] = None
         self._selector.register(caller, selectors.EVENT_READ, caller)
-        self._drop_strangers(_MOST_STRANGERS)
+        self._drop_strangers(_MOST_STRANGERS + workers)
 
     def hear(self, caller: Caller) -> list[object]:
         """Return what somebody has said; one who is gone, or strange, is forgotten."""
@@ -278,9 +296,11 @@ class Desk:
         del self._callers[caller]
         self._selector.unregister(caller)
         caller.close()
+        self._listen()
 
     def look(self) -> None:
         """Hang up on those who have said nothing for too long; to be called from time to time."""
+        self._listen()
         late = time.monotonic() - _GREETING_SECONDS
         for caller in [one for one in self._callers if not one.is_known and one.since < late]:
             self.forget(caller)
@@ -289,10 +309,28 @@ class Desk:
         """Hang up on all, and listen no more."""
         for caller in list(self._callers):
             self.forget(caller)
-        self._selector.unregister(self._listening)
+        if self._is_listening:
+            self._selector.unregister(self._listening)
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # for who has inherited it too
         self._listening.close()
+
+    def _listen(self) -> None:
+        if not self._is_listening:
+            self._is_listening = True
+            self._selector.register(self._listening, selectors.EVENT_READ, self)
+
+    def _pause(self, error: OSError) -> None:
+        """Let those who connect wait until somebody has hung up, or the next look."""
+        self._is_listening = False
+        self._selector.unregister(self._listening)
+        if not self._has_warned:
+            self._has_warned = True
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._warn(
+                f"Workers wait to be let in: {error}; this process may have {most} open files "
+                "(ulimit -n), and each process of an executor needs one of them"
+            )
 
     def _drop_strangers(self, most: int) -> None:
         strangers = [one for one in self._callers if not one.is_known]
@@ -317,7 +355,8 @@ class Line:
     def __init__(self, address: Address, connection: socket.socket) -> None:
         self._address = address
         self._connection = connection
-        self._nonce = self._receive(_NONCE_BYTES, time.monotonic() + _NONCE_SECONDS)
+        deadline = time.monotonic() + _NONCE_SECONDS
+        self._nonce = self._receive(_NONCE_BYTES, deadline)
         self._asking = threading.Lock()
         # A handler of signals may speak in the middle of what its own thread says.
         self._speaking = threading.RLock()
@@ -328,6 +367,7 @@ class Line:
         # A process that ends says so, and complains of nothing that is open.
         self.close = util.Finalize(self, connection.close, exitpriority=0)
         self._send_all()
+        self._answer(deadline)
 
     @property
     def is_lost(self) -> bool:
@@ -352,13 +392,7 @@ class Line:
         """
         with self._asking:
             self.say(question)
-            size, signed = _HEADER.unpack(self._receive(_HEADER.size))
-            body = self._receive(size)
-            number, self._heard = self._heard, self._heard + 1
-            right = _sign(self._address.key, b"owner", self._nonce, number, body)
-            if not hmac.compare_digest(signed, right):
-                raise ConnectionError("the answer was not signed by the owner")
-            return pickle.loads(body)
+            return self._answer()
 
     def say(self, message: MayBegin | WhichEvents | Said) -> None:
         """Send something.
@@ -384,6 +418,15 @@ class Line:
         finally:
             self._is_writing = False
 
+    def _answer(self, deadline: float | None = None) -> Any:
+        size, signed = _HEADER.unpack(self._receive(_HEADER.size, deadline))
+        body = self._receive(size, deadline)
+        number, self._heard = self._heard, self._heard + 1
+        right = _sign(self._address.key, b"owner", self._nonce, number, body)
+        if not hmac.compare_digest(signed, right):
+            raise ConnectionError("the answer was not signed by the owner")
+        return pickle.loads(body)
+
     def _receive(self, size: int, deadline: float | None = None) -> bytes:
         data = bytearray()
         with selectors.DefaultSelector() as selector:
@@ -391,9 +434,10 @@ class Line:
             while len(data) < size:
                 if not selector.select(_LOOK_SECONDS):
                     # What others have inherited of a dead owner keeps the connection open.
-                    if is_running(self._address.owner) is False:
+                    running = is_running(self._address.owner)
+                    if running is False:
                         raise ConnectionError("the owner is dead")
-                    if deadline is not None and time.monotonic() > deadline:
+                    if not running and deadline is not None and time.monotonic() > deadline:
                         raise TimeoutError("whoever listens there says nothing")
                     continue
                 part = self._connection.recv(min(size - len(data), _CHUNK))
@@ -409,24 +453,28 @@ def connect(address: Address) -> Line:
     Raises:
         OSError: that is not possible.
     """
-    errors = []
+    errors: list[OSError] = []
     for host in _hosts(address):
-        try:
-            connection = socket.create_connection((host, address.port), _CONNECT_SECONDS)
-        except OSError as error:
-            errors.append(error)
-            continue
-        try:
-            connection.settimeout(None)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _KEEPALIVE.items():
-                if hasattr(socket, name):
-                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return Line(address, connection)
-        except OSError as error:
-            connection.close()
-            errors.append(error)
+        for pause in _PAUSES:
+            try:
+                connection = socket.create_connection((host, address.port), _CONNECT_SECONDS)
+            except OSError as error:
+                errors.append(error)
+                break
+            try:
+                connection.settimeout(None)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, value in _KEEPALIVE.items():
+                    if hasattr(socket, name):
+                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return Line(address, connection)
+            except OSError as error:
+                connection.close()
+                errors.append(error)
+                if not isinstance(error, ConnectionError):
+                    break
+            time.sleep(pause)
     raise errors[0]
 
 

@@ -274,7 +274,7 @@ class Submitter:
         due = min((held.patient_until for held in self._held), default=math.inf)
         for key, _events in self._selector.select(min(seconds, max(0.0, due - now))):
             if isinstance(key.data, Desk):
-                key.data.admit()
+                key.data.admit(len(self._submissions))
             elif isinstance(key.data, Caller):
                 self._hear(key.data)
             elif key.fd == self._reading:
@@ -661,7 +661,7 @@ class Submitter:
         if self._desk is None:
             hosts = () if pool.is_here else self._hosts()
             try:
-                self._desk = Desk(process_of(os.getpid()), hosts, self._selector)
+                self._desk = Desk(process_of(os.getpid()), hosts, self._selector, self._warn)
                 remote.owners_here[self._desk.address.key] = self
             except OSError as error:
                 raise LaunchError(
