@@ -1535,6 +1535,25 @@ def test_a_worker_that_is_dropped_before_it_is_welcome_connects_again(desk, monk
         future.result().close()
 
 
+def test_both_ends_notice_that_the_host_of_the_other_is_gone(desk):
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(line.connect, desk.address)
+        wait_until(lambda: heard(desk) or future.done())
+    opened = future.result()
+    (caller,) = desk._callers
+    for end in (opened._connection, caller._connection):
+        assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for name, value in line._KEEPALIVE.items():
+            if hasattr(socket, name):
+                assert end.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # What nobody acknowledges keeps the system from asking whether anybody is there.
+        option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert caller._connection.getsockopt(*option) == line._UNHEARD_MILLISECONDS
+        assert opened._connection.getsockopt(*option) == 0
+    opened.close()
+
+
 @contextlib.contextmanager
 def no_descriptor_left():
     """Have this process open no file more."""

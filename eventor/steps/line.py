@@ -70,7 +70,11 @@ _LOOK_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _BACKLOG = 512
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-"""Seconds, and how often: an owner whose host is gone is found to be, where the system can."""
+"""Seconds, and how often: a host that is gone is found to be, where the system can."""
+
+_UNHEARD_MILLISECONDS = 60_000
+"""How long an answer may be on its way to a host that is gone. The worker has no such limit, which
+would count for an owner too that is held up, and reads nothing."""
 
 
 class MayBegin(NamedTuple):
@@ -112,6 +116,14 @@ def _sign(key: bytes, side: bytes, nonce: bytes, number: int, body: bytes) -> by
     return hmac.digest(key, b"%s %b %d %b" % (side, nonce, number, body), "sha256")
 
 
+def _set_up(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class Caller:
     """The owner's end of one connection, by whoever has connected.
 
@@ -132,7 +144,10 @@ class Caller:
         self._buffer = bytearray()
         self._heard = self._said = 0
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _set_up(connection)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            option = (socket.TCP_USER_TIMEOUT, _UNHEARD_MILLISECONDS)
+            connection.setsockopt(socket.IPPROTO_TCP, *option)
         connection.send(self._nonce)
 
     def fileno(self) -> int:
@@ -463,11 +478,7 @@ def connect(address: Address) -> Line:
                 break
             try:
                 connection.settimeout(None)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for name, value in _KEEPALIVE.items():
-                    if hasattr(socket, name):
-                        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _set_up(connection)
                 return Line(address, connection)
             except OSError as error:
                 connection.close()
