@@ -878,7 +878,8 @@ def test_what_needs_a_process_of_eventors_own_is_refused(make, construct, name, 
 
 
 @pytest.mark.parametrize(
-    "host", [5, "", " ", "a\nb", "my host", "::1", "999.1.1.1", "10.1", "0.0.0.0", "x" * 64]
+    "host",
+    [5, "", " ", "a\nb", "my host", "::1", "999.1.1.1", "10.1", "0.0.0.0", "x" * 64, "a..b", ".a"],
 )
 def test_a_wrong_callback_host_is_refused(make, host):
     with pytest.raises(
@@ -887,10 +888,11 @@ def test_a_wrong_callback_host_is_refused(make, host):
         make(config={"callback_host": host})
 
 
-def test_a_callback_host_that_nobody_knows_is_told_before_anything_runs(make):
-    ev = make(config={"task_construct": AtOnce, "callback_host": "nowhere.invalid"})
+@pytest.mark.parametrize("host", ["nowhere.invalid", "\u00fc" * 63], ids=["unknown", "too long"])
+def test_a_callback_host_that_nobody_knows_is_told_before_anything_runs(make, host):
+    ev = make(config={"task_construct": AtOnce, "callback_host": host})
     add(ev, plus, 1)
-    told = "callback_host in .* is 'nowhere.invalid'; expected the name or the IPv4 address of this"
+    told = f"callback_host in .* is {host!r}; expected the name or the IPv4 address of this"
     with pytest.raises(evr.LaunchError, match=told):
         ev()
     assert ev.tasks() == []
@@ -1648,17 +1650,37 @@ def test_one_who_is_dropped_before_being_heard_is_not_heard(desk, monkeypatch):
         ("10.1.2.3", ("10.1.2.3", "me")),
         ("127.0.1.1", ("me",)),
         (OSError("unknown"), ("me",)),
+        (UnicodeError("label empty"), ()),
     ],
 )
 def test_a_host_tells_others_its_address_and_its_name(monkeypatch, address, expected):
     def look_up(_name):
-        if isinstance(address, OSError):
+        if isinstance(address, Exception):
             raise address
         return address
 
     monkeypatch.setattr(line.socket, "gethostname", lambda: "me")
     monkeypatch.setattr(line.socket, "gethostbyname", look_up)
     assert line.own_hosts() == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "address", "expected"),
+    [
+        ("gate", "10.1.2.3", ("gate",)),
+        ("gate", "127.0.0.1", ()),
+        ("LOCALHOST", "127.0.0.1", ()),
+        # As Debian writes it into its own hosts file; others know that name otherwise.
+        ("Me", "127.0.1.1", ("Me",)),
+        ("me.example", "127.0.1.1", ("me.example",)),
+    ],
+)
+def test_a_name_of_loopback_that_is_not_the_hosts_own_is_nothing_for_others(
+    monkeypatch, given, address, expected
+):
+    monkeypatch.setattr(line.socket, "gethostname", lambda: "me")
+    monkeypatch.setattr(line.socket, "gethostbyname", lambda _name: address)
+    assert line.hosts_of(given) == expected
 
 
 def test_what_a_step_has_sent_is_waited_for_and_not_for_ever(by_hand, monkeypatch):

@@ -140,7 +140,8 @@ def _is_host(name: str) -> bool:
     if not re.fullmatch(r"[\w.-]{1,253}", name):
         return False
     if not re.fullmatch(r"[\d.]+", name):
-        return max(map(len, name.split("."))) <= _LONGEST_LABEL
+        lengths = [len(label) for label in name.removesuffix(".").split(".")]
+        return min(lengths) > 0 and max(lengths) <= _LONGEST_LABEL
     try:
         return any(socket.inet_pton(socket.AF_INET, name))
     except OSError:

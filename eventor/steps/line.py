@@ -502,6 +502,8 @@ def own_hosts() -> tuple[str, ...]:
         address = socket.gethostbyname(name)
     except OSError:
         return (name,)
+    except UnicodeError:
+        return ()  # nobody can look up such a name
     # Some hosts know themselves by an address that is the same everywhere.
     return (name,) if address.startswith("127.") else (address, name)
 
@@ -511,8 +513,15 @@ def hosts_of(given: str) -> tuple[str, ...]:
 
     Raises:
         OSError: that is no name or address of a host.
+        UnicodeError: nor can it be one.
     """
     if given.lower() == "localhost" or given.startswith("127."):
         return ()
-    socket.gethostbyname(given)
-    return (given,)
+    address = socket.gethostbyname(given)
+    # A host may know its own name as loopback, and others know it otherwise.
+    is_own = _label(given) == _label(socket.gethostname()) != "localhost"
+    return () if address.startswith("127.") and not is_own else (given,)
+
+
+def _label(name: str) -> str:
+    return name.partition(".")[0].lower()

@@ -674,7 +674,7 @@ class Submitter:
             return own_hosts()
         try:
             return hosts_of(self._callback_host)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise LaunchError(
                 f"callback_host in Eventor's config is {self._callback_host!r}; expected the name "
                 f"or the IPv4 address of this host: {error}"
