@@ -1596,6 +1596,54 @@ def test_where_no_descriptor_is_left_who_has_connected_stays_and_others_wait(des
         assert len(third.recv(100)) == 32
 
 
+def test_an_idle_worker_makes_room_for_another_one_and_asks_by_a_new_line(desk):
+    with ThreadPoolExecutor(1) as pool:
+        connected = pool.submit(line.connect, desk.address)
+        wait_until(lambda: heard(desk) or connected.done())
+        opened = connected.result()
+        (caller,) = desk._callers
+        desk.make_room(())
+        assert desk.knows(caller)  # which has not asked yet
+        asked = pool.submit(opened.ask, line.MayBegin(1, 1))
+        answered(desk, None)
+        assert asked.result() is None
+    desk.make_room({caller})
+    assert desk.knows(caller)
+    with socket.create_connection((line._HERE, desk.address.port)) as another:
+        with no_descriptor_left():
+            wait_until(lambda: desk._selector.select(0.1))
+            assert not desk.admit(0)
+            desk.make_room(())
+            assert not desk.knows(caller)
+            heard(desk)
+        assert len(another.recv(100)) == 32
+    with pytest.raises(line.NotTakenError):
+        opened.ask(line.MayBegin(2, 1))
+    assert opened.is_lost
+
+
+def test_a_step_begins_in_a_worker_whose_line_has_made_room_for_another(by_hand):
+    def make_room(transition):
+        if transition.kind == "task_success" and transition.name == "first":
+            (submitter,) = remote.owners_here.values()
+            submitter._desk.make_room(())
+
+    lines = []
+
+    def do(func, data):
+        done = func(data)
+        lines.extend(remote._lines.values())
+        return done
+
+    ev, _ = by_hand(do, on_transition=make_room)
+    first = add(ev, plus, 1, name="first")
+    second = ev.add_step("second", plus, (first.result,))
+    ev.add_assoc(first.success, second)
+    assert ev() is True
+    assert the_task(ev, "second").attempt == 1
+    assert lines[0] is not lines[1]
+
+
 def test_the_next_way_is_tried_where_one_leads_nowhere(desk, monkeypatch):
     tried, connect = [], socket.create_connection
 

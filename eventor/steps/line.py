@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from eventor.storage.owner import Owner, is_running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
     from typing import Any
 
     from eventor.steps.task import Triggered
@@ -86,6 +86,14 @@ class MayBegin(NamedTuple):
 
 class WhichEvents(NamedTuple):
     """The question for the names of the events."""
+
+
+class Goodbye(NamedTuple):
+    """What comes in the place of an answer where the owner has taken no question any more."""
+
+
+class NotTakenError(ConnectionError):
+    """The owner has hung up before it took a question."""
 
 
 class Said(NamedTuple):
@@ -149,6 +157,11 @@ class Caller:
             option = (socket.TCP_USER_TIMEOUT, _UNHEARD_MILLISECONDS)
             connection.setsockopt(socket.IPPROTO_TCP, *option)
         connection.send(self._nonce)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a question of its was answered, beside its greeting."""
+        return self._said > 1
 
     def fileno(self) -> int:
         """Return the descriptor to wait on."""
@@ -263,22 +276,36 @@ class Desk:
         port = self._listening.getsockname()[1]
         self.address = Address(hosts, port, self._key, owner)
 
-    def admit(self, workers: int) -> None:
-        """Let in who has connected; that many of them may be workers."""
+    def admit(self, workers: int) -> bool:
+        """Let in who has connected, and return whether there is room for it.
+
+        Args:
+            workers: as many of those who say nothing yet may be workers.
+        """
         try:
             connection, _address = self._listening.accept()
         except OSError as error:
             if error.errno in _FULL:
                 self._pause(error)
-            return
+                return False
+            return True  # it has gone again
         try:
             caller = Caller(connection, self._key)
         except OSError:
             connection.close()
-            return
+            return True
         self._callers[caller] = None
         self._selector.register(caller, selectors.EVENT_READ, caller)
         self._drop_strangers(_MOST_STRANGERS + workers)
+        return True
+
+    def make_room(self, busy: Container[Caller | None]) -> None:
+        """Hang up on one who was of use, and is not busy; it connects again when it has to ask."""
+        for caller in self._callers:
+            if caller.is_served and caller not in busy:
+                self.answer(caller, Goodbye())
+                self.forget(caller)
+                return
 
     def hear(self, caller: Caller) -> list[object]:
         """Return what somebody has said; one who is gone, or strange, is forgotten."""
@@ -403,11 +430,20 @@ class Line:
         """Ask, and wait for the answer.
 
         Raises:
+            NotTakenError: it can be asked anew, by another line.
             OSError: the owner is gone, or somebody else has answered.
         """
         with self._asking:
-            self.say(question)
-            return self._answer()
+            try:
+                self.say(question)
+            except OSError as error:  # the owner takes no part of a frame
+                self.close()
+                raise NotTakenError(str(error)) from error
+            answer = self._answer()
+            if isinstance(answer, Goodbye):
+                self.close()
+                raise NotTakenError("the owner has hung up")
+            return answer
 
     def say(self, message: MayBegin | WhichEvents | Said) -> None:
         """Send something.

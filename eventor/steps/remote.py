@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eventor.errors import UsageError
 from eventor.steps import inside, task
-from eventor.steps.line import Address, Line, MayBegin, Said, WhichEvents, connect
+from eventor.steps.line import (
+    Address,
+    Line,
+    MayBegin,
+    NotTakenError,
+    Said,
+    WhichEvents,
+    connect,
+)
 from eventor.storage.owner import is_running
 from eventor.types import Outcome, Sequence, failure
 
@@ -241,8 +249,8 @@ def _do(errand: Errand) -> Report:
             return Report(errand.ticket, failure(why), None)
         return owner.perform(task.rebuild(*pickle.loads(errand.call)), errand.ticket)
     try:
-        line = _reach(home.address)
-        if line is not None and (why := line.ask(MayBegin(errand.ticket, os.getpid()))) is not None:
+        line, why = _ask(home.address, MayBegin(errand.ticket, os.getpid()))
+        if why is not None:
             return Report(errand.ticket, failure(why), None)
     except OSError as error:
         told = f"it has not begun: its worker lost touch with the program: {task.describe(error)}"
@@ -251,6 +259,18 @@ def _do(errand: Errand) -> Report:
     names = _Names(line, errand.defined)
     voice = Voice(errand.ticket, line)
     return perform(call, voice, home.run_id, home.recovery, names, home)
+
+
+def _ask(address: Address, question: MayBegin) -> tuple[Line | None, str | None]:
+    """Ask an owner why something may not begin, by a line that is returned too, if there is a way.
+
+    Raises:
+        OSError: it is gone, and what it has submitted is not to begin.
+    """
+    while (line := _reach(address)) is not None:
+        with contextlib.suppress(NotTakenError):
+            return line, line.ask(question)
+    return None, None
 
 
 def _owner_here(address: Address) -> OwnerHere | None:

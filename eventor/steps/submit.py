@@ -274,7 +274,7 @@ class Submitter:
         due = min((held.patient_until for held in self._held), default=math.inf)
         for key, _events in self._selector.select(min(seconds, max(0.0, due - now))):
             if isinstance(key.data, Desk):
-                key.data.admit(len(self._submissions))
+                self._admit(key.data)
             elif isinstance(key.data, Caller):
                 self._hear(key.data)
             elif key.fd == self._reading:
@@ -495,6 +495,11 @@ class Submitter:
         if self._ringing >= 0:
             with contextlib.suppress(BlockingIOError):
                 os.write(self._ringing, b"!")
+
+    def _admit(self, desk: Desk) -> None:
+        if not desk.admit(len(self._submissions)):
+            busy = {submission.caller for submission in self._submissions.values()}
+            desk.make_room(busy.union(caller for caller, _question in self._asked))
 
     def _hear(self, caller: Caller) -> None:
         desk = self._desk
