@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import _ExecutorManagerThread
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import pytest
@@ -591,6 +593,26 @@ def test_what_ignores_sigterm_in_a_broken_pool_does_not_go_on_beside_its_retry(m
     add(ev, die_once_after, path, tmp_path / "died", config=retries)
     assert ev() is True
     assert [task.result for task in ev.tasks()] == [2, 2]
+
+
+@pytest.mark.once
+def test_a_pool_that_has_not_noticed_the_death_of_a_worker_is_woken(make, tmp_path, monkeypatch):
+    plain, calls = _ExecutorManagerThread.wait_result_broken_or_wakeup, []
+
+    def wait(manager):
+        """Wait as it does if a process was started after it had looked which there are."""
+        calls.append(manager)
+        if len(calls) == 2:
+            readers = manager.result_queue._reader, manager.thread_wakeup._reader
+            wait_for(readers)
+        return plain(manager)
+
+    monkeypatch.setattr(_ExecutorManagerThread, "wait_result_broken_or_wakeup", wait)
+    monkeypatch.setattr("eventor.steps.submit._LOST_SECONDS", math.inf)
+    ev = make(config={"task_construct": lambda: processes(1)})
+    add(ev, die_once, tmp_path / "died", config={"max_attempts": 2})
+    assert ev() is True
+    assert the_task(ev).attempt == 2
 
 
 @pytest.mark.once

@@ -116,6 +116,7 @@ class _Submission:
         has_begun: whether a worker was told that it may begin.
         is_placed: whether it was told in which process it runs.
         caller: who was told that it may begin, if that was by a line.
+        is_asked_after: whether its executor was made to look after it, as its caller had ended.
         heard: how many of its messages have come in.
         report: what has come back.
         patient_until: for how long that is held, by `time.monotonic`.
@@ -129,6 +130,7 @@ class _Submission:
     has_begun: bool = False
     is_placed: bool = False
     caller: Caller | None = None
+    is_asked_after: bool = False
     heard: int = 0
     report: remote.Report | None = None
     patient_until: float = math.inf
@@ -393,6 +395,19 @@ class Submitter:
             elif caller is not None and caller.ended < late:
                 told = "its connection has ended, and its executor says nothing"
                 self._end(submission, failure(f"its worker was lost: {told}"))
+            elif caller is not None and caller.ended < math.inf and not submission.is_asked_after:
+                submission.is_asked_after = True
+                self._wake(submission.pool)
+
+    def _wake(self, pool: _Pool) -> None:
+        """Have a pool of processes look after them: one that was started late is not seen to die.
+
+        That of CPython 3.11, for one, looks which there are when something is submitted, and starts
+        another after that.
+        """
+        if isinstance(pool.executor, ProcessPoolExecutor):
+            with contextlib.suppress(Exception), blocked((signal.SIGINT,)), unwarned():
+                pool.executor.submit(int)
 
     def _look_for_idleness(self) -> None:
         """Warn of an executor that begins nothing, while nothing runs in it."""
