@@ -439,6 +439,29 @@ def test_settings_of_a_user_do_not_matter(make, server, place):
     assert abs(raised.raised_at - before) < timedelta(minutes=1)
 
 
+def test_a_delay_is_read_back_to_its_last_digit(make, server, place):
+    with servers.connect(server.url()) as connection:
+        connection.execute("CREATE ROLE terse SUPERUSER LOGIN")
+        connection.execute("ALTER ROLE terse SET extra_float_digits = 0")
+    store = server.url(user="terse", schema=place.name)
+
+    def flow(mode):
+        ev = make(store=store, run_mode=mode)
+        go, first = ev.add_event("go"), ev.add_step("first", int)
+        ev.add_assoc(go, first)
+        ev.add_assoc(first.success, ev.add_step("later", int), delay=1 / 3)
+        ev.add_assoc(first.success, ev.add_step("next", int))
+        return ev, go
+
+    ev, go = flow("restart")
+    ev.trigger_event(go, 1)
+    assert ev.run(max_loops=2) is False
+    ev.close()
+    ev, _ = flow("continue")
+    assert ev() is True
+    assert place.sql("SELECT seconds FROM eventor_delay") == [(1 / 3,)]
+
+
 def test_a_database_of_another_encoding_is_refused(server):
     with servers.connect(server.url()) as connection:
         connection.autocommit = True

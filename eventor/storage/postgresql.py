@@ -78,6 +78,7 @@ _SCHEMAS = "SELECT count(*) FROM pg_namespace WHERE nspname = %(name)s"
 _MAY_USE = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %(name)s"
 _SETTINGS = """SELECT set_config('TimeZone', 'UTC', false),
     set_config('DateStyle', 'ISO', false),
+    set_config('extra_float_digits', '1', false),
     set_config('idle_in_transaction_session_timeout', %(idle)s, false),
     set_config('lock_timeout', %(lock)s, false),
     CASE WHEN current_setting('synchronous_commit') = 'off'
