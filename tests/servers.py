@@ -260,19 +260,24 @@ class Proxy:
         self._listener.listen()
         self._lock = threading.Lock()
         self._open, self._threads = [], []
+        self._deaf = set()
         self._how, self._left, self.was_cut = None, 0, False
+        self._words, self._told = [], "both"
         self._start(self._accept)
 
-    def cut(self, how, after):
+    def cut(self, how, after=0, words=(), told="both"):
         """Cut the next connection by which there are more sends than `after`.
 
         Args:
             how: what becomes of that send: the server gets it 'not', 'half' or 'whole', and it has
                 no answer.
             after: how many sends have to come before.
+            words: what has to be in sends before, one after the other, and the last in that one.
+            told: who hears that the connection has ended: 'both', the 'program', or 'nobody'.
         """
         with self._lock:
             self._how, self._left, self.was_cut = how, after, False
+            self._words, self._told = list(words), told
 
     def close(self):
         """End it, and all connections."""
@@ -307,25 +312,35 @@ class Proxy:
     def _forward(self, client, server):
         with contextlib.suppress(OSError):
             while sent := client.recv(1 << 20):
-                how = self._fate()
+                how = self._fate(sent)
                 if how is None:
                     server.sendall(sent)
                     continue
-                client.shutdown(socket.SHUT_RDWR)  # so the answer goes nowhere
+                self._deaf.add(client)
+                if self._told != "nobody":
+                    client.shutdown(socket.SHUT_RDWR)
                 server.sendall({"not": b"", "half": sent[: len(sent) // 2], "whole": sent}[how])
+                if self._told != "both":
+                    return
                 break
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, server, client):
         with contextlib.suppress(OSError):
-            while told := server.recv(1 << 20):
+            while (told := server.recv(1 << 20)) and client not in self._deaf:
                 client.sendall(told)
+        if client in self._deaf:
+            return
         with contextlib.suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)
 
-    def _fate(self):
+    def _fate(self, sent):
         with self._lock:
+            if self._words and self._words[0] in sent:
+                del self._words[0]
+            if self._words:
+                return None
             self._left -= 1
             if self._how is None or self._left >= 0:
                 return None

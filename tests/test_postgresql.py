@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 
 import eventor as evr
 from eventor.cli import commands as cli
+from eventor.storage import postgresql
 from tests import places, servers
 from tests.conftest import wait_until
 
@@ -353,6 +354,68 @@ def hosts(proxy):
 @pytest.mark.parametrize(("how", "first"), [("not", 0), ("half", 3), ("whole", 6)])
 def test_a_connection_that_is_lost_loses_and_doubles_nothing(make, place, proxy, how, first, step):
     assert sweep(make, place, proxy, how, first, step) > 50
+
+
+LOCK, RENEW, COMMIT = b"FOR NO KEY UPDATE", b"UPDATE eventor_recovery", b"COMMIT"
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "told"),
+    [
+        ("not", (LOCK, RENEW), "nobody"),
+        ("not", (LOCK, COMMIT), "nobody"),
+        ("whole", (LOCK, COMMIT), "nobody"),
+        ("whole", (LOCK, RENEW), "program"),
+        ("not", (LOCK, COMMIT), "program"),
+    ],
+)
+def test_one_dead_connection_ends_no_run_and_nothing_is_written_twice(
+    make, place, proxy, how, words, told
+):
+    through = places.Schema(place.server.replace(*hosts(proxy)), place.name)
+    config = {"task_construct": threading.Thread, "lease_seconds": 6}
+    ev = make(store=through.store, config=config)
+    ran = []
+
+    def first():
+        ran.append("first")
+        proxy.cut(how, words=words, told=told)
+
+    go, then = ev.add_event("go"), ev.add_step("then", ran.append, ("then",))
+    step = ev.add_step("first", first)
+    ev.add_assoc(go, step)
+    ev.add_assoc(step.success, then)
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    ev.close()
+    assert proxy.was_cut
+    assert ran == ["first", "then"]
+    tasks = place.sql("SELECT step, status, attempt FROM eventor_task ORDER BY task_id")
+    assert tasks == [("first", "success", 1), ("then", "success", 1)]
+    events = place.sql("SELECT event FROM eventor_event ORDER BY event_id")
+    assert events == [("go",), ("first.success",)]
+
+
+def test_a_server_that_is_long_at_work_is_waited_for(make, place, monkeypatch):
+    asked = []
+
+    def is_dead(*arguments, look=postgresql._is_dead):
+        asked.append(look(*arguments))
+        return asked[-1]
+
+    monkeypatch.setattr(postgresql, "_is_dead", is_dead)
+    monkeypatch.setattr(postgresql, "_SILENT_PART", 0.001)
+    monkeypatch.setattr(postgresql, "_SHORTEST_SILENCE", 0.01)
+    ev = make()
+    ev.trigger_event(ev.add_event("go"), 1)
+    with servers.connect(place.server, place.name) as connection:
+        connection.execute("SELECT * FROM eventor_run FOR UPDATE")
+        thread = threading.Thread(target=ev)
+        thread.start()
+        wait_until(lambda: len(asked) >= 3)
+    thread.join()
+    assert not any(asked)
+    assert len(ev.events()) == 1
 
 
 SECRET = "it is a s@cret"

@@ -6,6 +6,9 @@ at the same time. Whether a transaction has been committed whose connection was 
 of that is asked of the database (postgresql.org, pg_xact_status). It is known there by its number,
 which a server that has crashed meanwhile may give to another: so what it has written is looked for
 too.
+
+A connection may be dead, and its server not know. So who holds a run may be idle for a part of a
+lease alone, and where a server is silent, another connection asks it what the first one waits for.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import os
 import time
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 from sqlalchemy import BigInteger, create_engine, delete, event, func, insert, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
@@ -53,6 +57,15 @@ _OLDEST = 130_000
 _READER_IDLE_SECONDS = 3600.0
 _LONGEST_LOCK_SECONDS = 5.0
 
+_IDLE_PART = 1 / 4
+"""The part of a lease for which who holds a run may be idle; a retry has to come after that."""
+
+_SILENT_PART = 1 / 3
+"""The part of its patience after which who waits asks whether its connection is dead."""
+
+_SHORTEST_SILENCE = 1.0
+"""Seconds after which that is asked, at least."""
+
 _IN_THE_FUTURE = "22023"
 """What is said of a transaction's number that was never given, as it was forgotten in a crash."""
 
@@ -67,9 +80,11 @@ _LOCKED = "55P03"
 _LOCK = 0x6576656E746F72
 """The word eventor: the number of the lock under which tables are made."""
 
-_HOLD = """SELECT pg_current_xact_id()::text AS number, clock_timestamp() AS now
+_HOLD = """SELECT pg_current_xact_id()::text AS number, clock_timestamp() AS now,
+    set_config('idle_in_transaction_session_timeout', %(idle)s, true)
     FROM eventor_run WHERE run_id = %(run_id)s FOR NO KEY UPDATE"""
-_NUMBER = "SELECT pg_current_xact_id()::text"
+_NUMBER = """SELECT pg_current_xact_id()::text,
+    set_config('idle_in_transaction_session_timeout', %(idle)s, true)"""
 _STATUS = "SELECT pg_xact_status(%(number)s::xid8)"
 _NOW = "SELECT clock_timestamp()"
 _SIZE = """SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)
@@ -83,6 +98,12 @@ _SETTINGS = """SELECT set_config('TimeZone', 'UTC', false),
     set_config('lock_timeout', %(lock)s, false),
     CASE WHEN current_setting('synchronous_commit') = 'off'
         THEN set_config('synchronous_commit', 'on', false) END"""
+_SESSION = """SELECT pid, backend_start::text AS began FROM pg_stat_activity
+    WHERE pid = pg_backend_pid() AND backend_start IS NOT NULL"""
+_WAITS_FOR = """SELECT wait_event_type FROM pg_stat_activity
+    WHERE pid = %(pid)s AND backend_start = %(began)s::timestamptz"""
+_CLIENT = "Client"
+"""What a session waits for whose server waits for its program (postgresql.org, Wait Events)."""
 
 
 class PostgreSQLBackend:
@@ -91,9 +112,9 @@ class PostgreSQLBackend:
     Args:
         location: the database, and the schema.
         access: what it is opened for.
-        lease_seconds: after what a run may be taken over, if this is to own one. So long the lock
-            on a run stays, too, of a program that has died in the middle of a transaction, and that
-            the server cannot see.
+        lease_seconds: after what a run may be taken over, if this is to own one. For a part of it
+            the lock on a run stays, too, of a program that has died in the middle of a transaction,
+            and that the server cannot see.
     """
 
     shared = has_hosts = True
@@ -106,6 +127,7 @@ class PostgreSQLBackend:
         if access is not Access.read:
             idle = min(lease_seconds, idle)
         settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds))}
+        self._idle = {"idle": _milliseconds(lease_seconds * _IDLE_PART)}
         self.engine = _open_engine(location, lambda: self._patience, settings)
         self._connection: Connection | None = None
         self._patience = _OPEN_SECONDS
@@ -137,7 +159,7 @@ class PostgreSQLBackend:
 
     def hold(self, connection: Connection, run_id: int, _now: datetime) -> datetime:
         """Lock the row of a run, and return the time of the database."""
-        held = connection.exec_driver_sql(_HOLD, {"run_id": run_id}).one_or_none()
+        held = connection.exec_driver_sql(_HOLD, {"run_id": run_id, **self._idle}).one_or_none()
         if held is None:
             return self.clock(connection, _now)
         self._number = held.number
@@ -184,7 +206,7 @@ class PostgreSQLBackend:
         self._number = self._proof = None
         with self._connected(until) as connection:
             found = work(connection)
-            number = self._number or connection.exec_driver_sql(_NUMBER).scalar_one()
+            number = self._number or connection.exec_driver_sql(_NUMBER, self._idle).scalar_one()
             try:
                 connection.commit()
             except DBAPIError as error:
@@ -258,7 +280,7 @@ class PostgreSQLBackend:
             raise OwnershipError(
                 f"the run in the store {self._location} is locked by another program, which has "
                 "been in the middle of a transaction for too long; if it is stopped or cut off, "
-                "that is undone after its lease, or after 10 s if it owns no run"
+                "that is undone after a quarter of its lease, or after 2.5 s if it owns no run"
             ) from error
 
     @contextmanager
@@ -330,9 +352,15 @@ class PostgreSQLBackend:
 
 
 class _PatientConnection(psycopg.Connection[Any]):
-    """A connection that is closed if its server is silent for longer than it may be."""
+    """A connection that is closed if its server is silent for longer than it may be, or it is dead.
+
+    Attributes:
+        patience: tells for how many seconds the server may be silent.
+        is_dead: asks another connection whether this one is.
+    """
 
     patience: Callable[[], float] = staticmethod(lambda: math.inf)
+    is_dead: Callable[[], bool] = staticmethod(lambda: False)
 
     def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **options: Any) -> T:
         """Wait for what psycopg does, as it does, but not for ever."""
@@ -341,18 +369,44 @@ class _PatientConnection(psycopg.Connection[Any]):
     def _limited(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         try:
             waits_for = next(gen)
-            heard_at = lease.clock()
+            heard_at = asked_at = lease.clock()
             while True:
                 ready = yield waits_for
                 if ready:
-                    heard_at = lease.clock()
+                    heard_at = asked_at = lease.clock()
                 elif lease.clock() > heard_at + self.patience():
-                    self.pgconn.finish()
-                    raise psycopg.OperationalError("the server has not answered in time")
+                    self._give_up("the server has not answered in time")
+                elif lease.clock() > asked_at + _part_of(self.patience()):
+                    if self.is_dead():
+                        self._give_up("the connection is dead, and the server is not")
+                    asked_at = lease.clock()
                 waits_for = gen.send(ready)
         except StopIteration as end:
             found: T = end.value
             return found
+
+    def _give_up(self, why: str) -> NoReturn:
+        self.pgconn.finish()
+        raise psycopg.OperationalError(why)
+
+
+def _part_of(patience: float) -> float:
+    return max(patience * _SILENT_PART, _SHORTEST_SILENCE)
+
+
+def _is_dead(again: Callable[[], _PatientConnection], session: dict[str, Any] | None) -> bool:
+    """Tell whether the server waits for a program that waits for it, or has ended the session.
+
+    Where it is at work, however long, or cannot be asked, that is no.
+    """
+    if session is None:
+        return False
+    try:
+        with contextlib.closing(again()) as connection:
+            found = connection.execute(_WAITS_FOR, session).fetchone()
+    except psycopg.Error:
+        return False
+    return found is None or found[0] == _CLIENT
 
 
 _open: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
@@ -385,11 +439,10 @@ def _open_engine(
     """
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
-    settings = {name: f"{max(1, round(value * 1000))}ms" for name, value in seconds.items()}
+    settings = {name: _milliseconds(value) for name, value in seconds.items()}
 
-    @event.listens_for(engine, "do_connect")
-    def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
-        timeout = max(2, math.ceil(patience()))  # libpq takes whole seconds, from 2 on
+    def connected(given: Any, named: dict[str, Any], seconds: Callable[[], float]) -> Any:
+        timeout = max(2, math.ceil(seconds()))  # libpq takes whole seconds, from 2 on
         how: dict[str, Any] = {
             "connect_timeout": timeout,
             "fallback_application_name": "eventor",
@@ -397,10 +450,16 @@ def _open_engine(
             "client_encoding": "utf8",
         }
         connection = _PatientConnection.connect(*given, **how)
-        connection.patience = patience
+        connection.patience = seconds
+        return connection
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
+        connection = connected(given, named, patience)
         try:
             _check_server(connection, location)
             connection.execute(_SETTINGS, settings)
+            session = connection.cursor(row_factory=dict_row).execute(_SESSION).fetchone()
             if location.schema is not None:
                 path = sql.Identifier(location.schema).as_string()
                 connection.execute("SELECT set_config('search_path', %s, false)", (path,))
@@ -408,10 +467,16 @@ def _open_engine(
         except BaseException:
             connection.close()
             raise
+        again = functools.partial(connected, given, dict(named), lambda: _part_of(patience()))
+        connection.is_dead = functools.partial(_is_dead, again, session)
         _open.add(connection)
         return connection
 
     return engine
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{max(1, round(seconds * 1000))}ms"
 
 
 def _check_server(connection: _PatientConnection, location: Location) -> None:
