@@ -6,7 +6,9 @@ What PostgreSQL has in common with SQLite is tested where that is; the fixture `
 import itertools
 import random
 import re
+import shutil
 import signal
+import socket
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -416,6 +418,52 @@ def test_a_server_that_is_long_at_work_is_waited_for(make, place, monkeypatch):
     thread.join()
     assert not any(asked)
     assert len(ev.events()) == 1
+
+
+@pytest.fixture
+def silent(server):
+    """Return a socket of a host that takes connections and never answers."""
+    directory = server.directory / "silent"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / servers.SOCKET))
+        listener.listen()
+        yield listener
+    shutil.rmtree(directory)
+
+
+def test_a_host_that_is_silent_costs_a_part_of_the_time_and_once(
+    make, server, place, silent, monkeypatch
+):
+    monkeypatch.setattr(postgresql, "_OPEN_SECONDS", 4)
+    two = f"{silent.getsockname()},{server.directory}".replace(f"/{servers.SOCKET}", "")
+    attributes = {"schema": place.name, "target_session_attrs": "read-write"}
+    ev = make(store=server.url(host=two, **attributes), config={"task_construct": threading.Thread})
+    silent.accept()[0].close()
+    name = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = "
+    go = ev.add_event("go")
+    ev.add_assoc(go, ev.add_step("cut", place.sql, (f"{name}'eventor'",)))
+    ev.trigger_event(go, 1)
+    assert ev() is True
+    silent.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        silent.accept()
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(1, 10), (3, 4), (20, 2)])
+def test_all_hosts_share_the_time_in_which_a_connection_has_to_come(
+    make, server, place, monkeypatch, number, seconds
+):
+    given = []
+    connect = postgresql._PatientConnection.connect
+
+    def noted(*arguments, **how):
+        given.append(how["connect_timeout"])
+        return connect(*arguments, **how)
+
+    monkeypatch.setattr(postgresql._PatientConnection, "connect", noted)
+    make(store=server.url(host=",".join([str(server.directory)] * number), schema=place.name))
+    assert given == [seconds]
 
 
 SECRET = "it is a s@cret"

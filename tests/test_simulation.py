@@ -444,11 +444,12 @@ class OnServer:
     def close(self):
         self._reader.close()
 
-    def _open(self, location, _patience, seconds):
+    def _open(self, location, _patience, _to_connect, seconds):
         """Return an engine, which keeps no connection, but its statements as they are compiled."""
         which = (location, *seconds.items())
         if which not in self._engines:
-            engine = self._engines[which] = self._plain(location, lambda: servers.SECONDS, seconds)
+            patience = functools.partial(float, servers.SECONDS)
+            engine = self._engines[which] = self._plain(location, patience, patience, seconds)
             sqlalchemy.event.listen(engine, "before_cursor_execute", self._before_statement)
             sqlalchemy.event.listen(engine, "commit", self._before_commit)
         return self._engines[which]

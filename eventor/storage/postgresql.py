@@ -66,6 +66,9 @@ _SILENT_PART = 1 / 3
 _SHORTEST_SILENCE = 1.0
 """Seconds after which that is asked, at least."""
 
+_HOSTS = {"host": "PGHOST", "hostaddr": "PGHOSTADDR"}
+"""Parameters that may name several, with the variables that stand in for them (libpq)."""
+
 _IN_THE_FUTURE = "22023"
 """What is said of a transaction's number that was never given, as it was forgotten in a crash."""
 
@@ -128,9 +131,12 @@ class PostgreSQLBackend:
             idle = min(lease_seconds, idle)
         settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds))}
         self._idle = {"idle": _milliseconds(lease_seconds * _IDLE_PART)}
-        self.engine = _open_engine(location, lambda: self._patience, settings)
+        self.engine = _open_engine(
+            location, lambda: self._patience, lambda: self._patience_to_connect, settings
+        )
         self._connection: Connection | None = None
-        self._patience = _OPEN_SECONDS
+        self._patience = self._patience_to_connect = _OPEN_SECONDS
+        self._tries_again = False
         self._number: str | None = None
         self._proof: Callable[[], Select[Any]] | None = None
 
@@ -141,6 +147,7 @@ class PostgreSQLBackend:
             self._write(self._add_tables, until)
         else:
             self._read(self._check_tables, until)
+        self._tries_again = True
 
     def write(self, work: Callable[[Connection], T], until: float) -> T:
         """Do work in a transaction, again if a connection was lost before it was committed."""
@@ -286,7 +293,8 @@ class PostgreSQLBackend:
     @contextmanager
     def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:
         """Give a connection, which begins a transaction by itself; after an error it is closed."""
-        self._patience = max(0.0, until - lease.clock())
+        left = self._patience = max(0.0, until - lease.clock())
+        self._patience_to_connect = _part_of(left) if self._tries_again else left
         try:
             if self._connection is None:
                 self._connection = self.engine.connect()
@@ -428,34 +436,39 @@ os.register_at_fork(after_in_child=_part)
 
 
 def _open_engine(
-    location: Location, patience: Callable[[], float], seconds: Mapping[str, float]
+    location: Location,
+    patience: Callable[[], float],
+    patience_to_connect: Callable[[], float],
+    seconds: Mapping[str, float],
 ) -> Engine:
     """Return an engine for a location.
 
     Args:
         location: where it connects to.
         patience: for how many seconds a server may be silent before a connection is closed.
+        patience_to_connect: and before that is open, all hosts of the location together.
         seconds: for how long a transaction may be idle, and may wait for a lock.
     """
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
     settings = {name: _milliseconds(value) for name, value in seconds.items()}
+    last: dict[str, Any] = {}
 
-    def connected(given: Any, named: dict[str, Any], seconds: Callable[[], float]) -> Any:
-        timeout = max(2, math.ceil(seconds()))  # libpq takes whole seconds, from 2 on
+    def connected(given: Any, named: dict[str, Any], seconds: float) -> _PatientConnection:
+        # Each host has a timeout of its own, in whole seconds, from 2 on.
         how: dict[str, Any] = {
-            "connect_timeout": timeout,
+            "connect_timeout": max(2, math.ceil(seconds / _number_of_hosts(named))),
             "fallback_application_name": "eventor",
             **named,
+            **last,
             "client_encoding": "utf8",
         }
-        connection = _PatientConnection.connect(*given, **how)
-        connection.patience = seconds
-        return connection
+        return _PatientConnection.connect(*given, **how)
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _record: Any, given: Any, named: dict[str, Any]) -> Any:
-        connection = connected(given, named, patience)
+        connection = connected(given, named, patience_to_connect())
+        connection.patience = patience
         try:
             _check_server(connection, location)
             connection.execute(_SETTINGS, settings)
@@ -467,12 +480,43 @@ def _open_engine(
         except BaseException:
             connection.close()
             raise
-        again = functools.partial(connected, given, dict(named), lambda: _part_of(patience()))
+        last.update(_last_first(named, connection))
+
+        def again() -> _PatientConnection:
+            seconds = _part_of(patience())
+            another = connected(given, dict(named), seconds)
+            another.patience = lambda: seconds
+            return another
+
         connection.is_dead = functools.partial(_is_dead, again, session)
         _open.add(connection)
         return connection
 
     return engine
+
+
+def _number_of_hosts(named: Mapping[str, Any]) -> int:
+    lists = (str(named.get(name, os.environ.get(_HOSTS[name], ""))) for name in _HOSTS)
+    return 1 + max(list_.count(",") for list_ in lists)
+
+
+def _last_first(named: Mapping[str, Any], connection: _PatientConnection) -> dict[str, str]:
+    """Return the lists of hosts with that of a connection first, as those before it may be silent.
+
+    Only if it was chosen for what it is: another may be up, and refuse to write.
+    """
+    lists = {
+        name: str(named[name]).split(",")
+        for name in (*_HOSTS, "port")
+        if "," in str(named.get(name, ""))
+    }
+    if named.get("target_session_attrs", "any") == "any" or not lists:
+        return {}
+    for index, row in enumerate(zip(*lists.values(), strict=True)):
+        where = zip(lists, row, strict=True)
+        if all(str(getattr(connection.info, name)) == given for name, given in where if given):
+            return {name: ",".join([list_.pop(index), *list_]) for name, list_ in lists.items()}
+    return {}
 
 
 def _milliseconds(seconds: float) -> str:
