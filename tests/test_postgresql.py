@@ -616,14 +616,18 @@ def test_an_owner_stopped_in_a_transaction_is_replaced_after_its_lease(place, st
     assert "was taken over by recovery 1" in said
 
 
-def test_a_run_that_somebody_has_locked_is_told_as_such(make, place, monkeypatch):
+@pytest.mark.parametrize(("ask", "wait"), [("recover", 0.05), ("recover", 0.6), ("trigger", 5)])
+def test_a_run_that_somebody_has_locked_is_told_as_such(make, place, monkeypatch, ask, wait):
     make(name="lanes").close()
-    monkeypatch.setattr("eventor.storage.store._PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr("eventor.storage.postgresql._LONGEST_LOCK_SECONDS", 0.05)
-    with servers.connect(place.server, place.name) as connection:
+    monkeypatch.setattr("eventor.storage.store._PATIENCE_SECONDS", 1)
+    monkeypatch.setattr("eventor.storage.postgresql._LONGEST_LOCK_SECONDS", wait)
+    with (
+        evr.attach(place.store, "lanes") as run,
+        servers.connect(place.server, place.name) as connection,
+    ):
         connection.execute("SELECT * FROM eventor_run FOR UPDATE")
         with pytest.raises(evr.OwnershipError, match="is locked by another program"):
-            make(name="lanes", run_mode="recover")
+            run.trigger("go", 1) if ask == "trigger" else make(name="lanes", run_mode=ask)
         connection.rollback()
     assert make(name="lanes", run_mode="recover").recovery == 1
 

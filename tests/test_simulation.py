@@ -416,7 +416,7 @@ class OnServer:
         self.lost = collections.Counter()
         self._beat = None, None
         self._plain = postgresql._open_engine
-        self._engines = {}
+        self._engines, self._settings = {}, {}
         monkeypatch.setattr(postgresql, "_open_engine", self._open)
 
     def read(self):
@@ -444,15 +444,21 @@ class OnServer:
     def close(self):
         self._reader.close()
 
-    def _open(self, location, _patience, _to_connect, seconds):
+    def _open(self, location, _patience, _to_connect, settings):
         """Return an engine, which keeps no connection, but its statements as they are compiled."""
-        which = (location, *seconds.items())
+        which = (location, *settings.__self__._seconds.items())
+        self._settings[which] = settings
         if which not in self._engines:
             patience = functools.partial(float, servers.SECONDS)
-            engine = self._engines[which] = self._plain(location, patience, patience, seconds)
+            told = functools.partial(self._told, which)
+            engine = self._engines[which] = self._plain(location, patience, patience, told)
             sqlalchemy.event.listen(engine, "before_cursor_execute", self._before_statement)
             sqlalchemy.event.listen(engine, "commit", self._before_commit)
         return self._engines[which]
+
+    def _told(self, which):
+        """Return what who has opened last asks for, of those who ask for the same."""
+        return self._settings[which]()
 
     def _before_statement(self, connection, *_):
         if self._is_due("before a statement"):

@@ -20,7 +20,7 @@ import os
 import time
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -56,6 +56,9 @@ _OLDEST = 130_000
 
 _READER_IDLE_SECONDS = 3600.0
 _LONGEST_LOCK_SECONDS = 5.0
+
+_LOCK_PART = 3 / 4
+"""The part of its patience for which who waits for a lock waits at most, to hear that it is one."""
 
 _IDLE_PART = 1 / 4
 """The part of a lease for which who holds a run may be idle; a retry has to come after that."""
@@ -129,11 +132,18 @@ class PostgreSQLBackend:
         idle = _READER_IDLE_SECONDS
         if access is not Access.read:
             idle = min(lease_seconds, idle)
-        settings = {"idle": idle, "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds))}
+        self._seconds = {
+            "idle": idle,
+            "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds)),
+        }
         self._idle = {"idle": _milliseconds(lease_seconds * _IDLE_PART)}
         self.engine = _open_engine(
-            location, lambda: self._patience, lambda: self._patience_to_connect, settings
+            location,
+            lambda: self._patience,
+            lambda: self._patience_to_connect,
+            self._set,
         )
+        self._lock_seconds = math.inf
         self._connection: Connection | None = None
         self._patience = self._patience_to_connect = _OPEN_SECONDS
         self._tries_again = False
@@ -267,28 +277,33 @@ class PostgreSQLBackend:
         """
         pause = _FIRST_PAUSE
         held_up = False
+        locked: DBAPIError | None = None
         while True:
             try:
                 return once(until)
             except DBAPIError as error:
                 now = lease.clock()
+                if _is_locked(error):
+                    locked = error
+                elif not isinstance(error.orig, _SilentError):
+                    locked = None
                 if not _passes(error):
                     raise
                 if now + pause > until:
                     if held_up or now < until + lease.LAST_TRY_SECONDS:
-                        self._explain(error)
+                        if locked is not None:
+                            raise self._locked() from locked
                         raise
                     held_up, until = True, now + self._last_try
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _explain(self, error: DBAPIError) -> None:
-        if getattr(error.orig, "sqlstate", None) == _LOCKED:
-            raise OwnershipError(
-                f"the run in the store {self._location} is locked by another program, which has "
-                "been in the middle of a transaction for too long; if it is stopped or cut off, "
-                "that is undone after a quarter of its lease, or after 2.5 s if it owns no run"
-            ) from error
+    def _locked(self) -> OwnershipError:
+        return OwnershipError(
+            f"the run in the store {self._location} is locked by another program, which has been "
+            "in the middle of a transaction for too long; if it is stopped or cut off, that is "
+            "undone after a quarter of its lease, or after 2.5 s if it owns no run"
+        )
 
     @contextmanager
     def _connected(self, until: float, *, reads: bool = False) -> Iterator[Connection]:
@@ -296,6 +311,8 @@ class PostgreSQLBackend:
         left = self._patience = max(0.0, until - lease.clock())
         self._patience_to_connect = _part_of(left) if self._tries_again else left
         try:
+            if left < self._lock_seconds:  # it would not be heard what is waited for
+                self._discard()
             if self._connection is None:
                 self._connection = self.engine.connect()
             self._connection.execution_options(
@@ -306,6 +323,11 @@ class PostgreSQLBackend:
         except BaseException:
             self._discard()
             raise
+
+    def _set(self) -> dict[str, float]:
+        """Return how long transactions of a new connection may be idle, and may wait for a lock."""
+        self._lock_seconds = min(self._seconds["lock"], self._patience * _LOCK_PART)
+        return {**self._seconds, "lock": self._lock_seconds}
 
     def _discard(self) -> None:
         failed, self._connection = self._connection, None
@@ -359,6 +381,10 @@ class PostgreSQLBackend:
             )
 
 
+class _SilentError(psycopg.OperationalError):
+    """A server has not answered in time, which it may have meant to do."""
+
+
 class _PatientConnection(psycopg.Connection[Any]):
     """A connection that is closed if its server is silent for longer than it may be, or it is dead.
 
@@ -383,19 +409,19 @@ class _PatientConnection(psycopg.Connection[Any]):
                 if ready:
                     heard_at = asked_at = lease.clock()
                 elif lease.clock() > heard_at + self.patience():
-                    self._give_up("the server has not answered in time")
+                    self.pgconn.finish()
+                    raise _SilentError("the server has not answered in time")
                 elif lease.clock() > asked_at + _part_of(self.patience()):
                     if self.is_dead():
-                        self._give_up("the connection is dead, and the server is not")
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError(
+                            "the connection is dead, and the server is not"
+                        )
                     asked_at = lease.clock()
                 waits_for = gen.send(ready)
         except StopIteration as end:
             found: T = end.value
             return found
-
-    def _give_up(self, why: str) -> NoReturn:
-        self.pgconn.finish()
-        raise psycopg.OperationalError(why)
 
 
 def _part_of(patience: float) -> float:
@@ -439,7 +465,7 @@ def _open_engine(
     location: Location,
     patience: Callable[[], float],
     patience_to_connect: Callable[[], float],
-    seconds: Mapping[str, float],
+    seconds: Callable[[], Mapping[str, float]],
 ) -> Engine:
     """Return an engine for a location.
 
@@ -447,11 +473,10 @@ def _open_engine(
         location: where it connects to.
         patience: for how many seconds a server may be silent before a connection is closed.
         patience_to_connect: and before that is open, all hosts of the location together.
-        seconds: for how long a transaction may be idle, and may wait for a lock.
+        seconds: for how long a transaction may be idle, and may wait for a lock, from then on.
     """
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
-    settings = {name: _milliseconds(value) for name, value in seconds.items()}
     last: dict[str, Any] = {}
 
     def connected(given: Any, named: dict[str, Any], seconds: float) -> _PatientConnection:
@@ -471,6 +496,7 @@ def _open_engine(
         connection.patience = patience
         try:
             _check_server(connection, location)
+            settings = {name: _milliseconds(value) for name, value in seconds().items()}
             connection.execute(_SETTINGS, settings)
             session = connection.cursor(row_factory=dict_row).execute(_SESSION).fetchone()
             if location.schema is not None:
@@ -540,6 +566,10 @@ def _check_server(connection: _PatientConnection, location: Location) -> None:
 
 def _has_tables(connection: Connection) -> bool:
     return bool(connection.scalar(select(func.to_regclass(schema.schema.name).is_not(None))))
+
+
+def _is_locked(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == _LOCKED
 
 
 def _passes(error: DBAPIError) -> bool:
