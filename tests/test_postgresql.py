@@ -671,6 +671,46 @@ def test_programs_that_make_a_store_at_the_same_time_make_one(place, start):
     assert place.sql(runs) == [(n,) for n in range(1, 7)]
 
 
+def test_who_keeps_a_program_from_making_its_tables_keeps_no_other(
+    make, place, monkeypatch, tmp_path
+):
+    held = threading.Event()
+    go_on = threading.Event()
+
+    def stop(_connection, _cursor, statement, *_):
+        if (
+            "CREATE SCHEMA" in statement
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            held.set()
+            go_on.wait(60)
+
+    event.listen(Engine, "after_cursor_execute", stop)
+    config = {"logdir": tmp_path}
+    maker = threading.Thread(target=lambda: evr.Eventor("a", place.store, config=config).close())
+    maker.start()
+    try:
+        assert held.wait(60)
+        with places.schema(place.server) as other:
+            make(store=other.store).close()
+        monkeypatch.setattr(postgresql, "_OPEN_SECONDS", 0.5)
+        with pytest.raises(evr.StoreError, match=r"its tables are made: process \d+ .*'eventor'"):
+            evr.Eventor("b", place.store)
+    finally:
+        go_on.set()
+        maker.join()
+        event.remove(Engine, "after_cursor_execute", stop)
+    assert place.sql("SELECT name FROM eventor_run") == [("a",)]
+
+
+def test_a_store_that_is_there_is_opened_whoever_holds_its_lock(make, place):
+    make().close()
+    with servers.connect(place.server) as connection:
+        lock = f"SELECT pg_advisory_xact_lock(x'65766E74'::int, hashtext('{place.name}'))"
+        connection.execute(lock)
+        make().close()
+
+
 def test_without_psycopg_it_is_said_what_to_install(script):
     ran = script("""
         import sys

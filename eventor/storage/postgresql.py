@@ -83,15 +83,23 @@ _TOO_LARGE = "54"
 
 _LOCKED = "55P03"
 
-_LOCK = 0x6576656E746F72
-"""The word eventor: the number of the lock under which tables are made."""
-
 _HOLD = """SELECT pg_current_xact_id()::text AS number, clock_timestamp() AS now,
     set_config('idle_in_transaction_session_timeout', %(idle)s, true)
     FROM eventor_run WHERE run_id = %(run_id)s FOR NO KEY UPDATE"""
 _NUMBER = """SELECT pg_current_xact_id()::text,
     set_config('idle_in_transaction_session_timeout', %(idle)s, true)"""
 _STATUS = "SELECT pg_xact_status(%(number)s::xid8)"
+_MAKE = """SELECT set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+    set_config('lock_timeout', %(lock)s, true)"""
+_BE_ALONE = """SELECT pg_advisory_xact_lock(
+    x'65766E74'::int, hashtext(coalesce(%(name)s, current_schema(), '')))"""
+"""Under this lock tables are made; its numbers are the letters evnt, and one for the schema."""
+_WHO_IS = """SELECT pid, application_name FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 2
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid::bigint = x'65766E74'::bigint
+        AND objid::bigint = x'FFFFFFFF'::bigint
+            & hashtext(coalesce(%(name)s, current_schema(), ''))"""
 _NOW = "SELECT clock_timestamp()"
 _SIZE = """SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)
     FROM unnest(%(names)s::text[]) AS name"""
@@ -339,17 +347,42 @@ class PostgreSQLBackend:
 
     def _add_tables(self, connection: Connection) -> None:
         """Make the tables of a store, unless they are there."""
-        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
-        connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-        if _has_tables(connection):
-            self._check_version(connection)
-            return
-        self._check_needed(connection)
+        if not _has_tables(connection):
+            self._check_needed(connection)
+            is_there = self._be_alone(connection)
+            if not _has_tables(connection):
+                self._make_tables(connection, is_there)
+                return
+        self._check_version(connection)
+
+    def _be_alone(self, connection: Connection) -> bool:
+        """Wait for who makes the tables of this schema, if somebody does; tell whether it is there.
+
+        The server looks at what that one has changed when a transaction first uses a table, as to
+        tell this, and else goes by what it has known before.
+        """
+        name = {"name": self._location.schema}
+        lock = {"lock": _milliseconds(self._patience * _LOCK_PART)}
+        connection.rollback()
+        connection.exec_driver_sql(_MAKE, {**self._idle, **lock})
+        try:
+            connection.exec_driver_sql(_BE_ALONE, name)
+        except DBAPIError as error:
+            if not _is_locked(error):
+                raise
+            connection.rollback()
+            holders = connection.exec_driver_sql(_WHO_IS, name)
+            who = ", ".join(f"process {pid} of the server ({named!r})" for pid, named in holders)
+            raise StoreError(
+                f"the store {self._location} cannot be opened: another program holds the lock "
+                f"under which its tables are made: {who or 'it has just ended'}"
+            ) from error
+        return bool(connection.exec_driver_sql(_SCHEMAS, name).scalar_one())
+
+    def _make_tables(self, connection: Connection, is_there: bool) -> None:
         named = self._location.schema
-        if named is not None:
-            found = connection.exec_driver_sql(_SCHEMAS, {"name": named}).scalar_one()
-            if not found:  # else one would need a permission to do nothing
-                connection.execute(CreateSchema(named))
+        if named is not None and not is_there:  # else one would need a permission to do nothing
+            connection.execute(CreateSchema(named))
         schema.metadata.create_all(connection, checkfirst=False)
         for statement in (*schema.indexes("postgresql"), *schema.views("postgresql")):
             connection.exec_driver_sql(statement)
