@@ -398,6 +398,25 @@ def test_one_dead_connection_ends_no_run_and_nothing_is_written_twice(
     assert events == [("go",), ("first.success",)]
 
 
+def test_a_trigger_whose_connection_the_server_takes_for_alive_is_recorded_once(make, place, proxy):
+    ev = make()
+    through = places.Schema(place.server.replace(*hosts(proxy)), place.name)
+    with evr.attach(through.store) as run:
+        proxy.cut("not", words=(LOCK, COMMIT), told="program")
+        assert run.trigger("go", 1) is True
+    assert proxy.was_cut
+    go = ev.add_event("go")
+    assert ev() is True
+    assert [event.event for event in ev.events()] == [go.name]
+    assert place.sql("SELECT answer FROM eventor_request") == [("raised",)]
+
+
+def test_a_lease_may_be_longer_than_a_server_lets_a_transaction_be_idle(make):
+    ev = make(config={"lease_seconds": 10_000_000})
+    ev.trigger_event(ev.add_event("go"), 1)
+    assert ev() is True
+
+
 def test_a_server_that_is_long_at_work_is_waited_for(make, place, monkeypatch):
     asked = []
 

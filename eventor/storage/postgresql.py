@@ -54,14 +54,18 @@ _LONGEST_PAUSE = 1.0
 _OLDEST = 130_000
 """The version from which on it tells what has become of a transaction, as libpq writes it."""
 
-_READER_IDLE_SECONDS = 3600.0
+_LONGEST_IDLE_SECONDS = 3600.0
 _LONGEST_LOCK_SECONDS = 5.0
 
 _LOCK_PART = 3 / 4
 """The part of its patience for which who waits for a lock waits at most, to hear that it is one."""
 
 _IDLE_PART = 1 / 4
-"""The part of a lease for which who holds a run may be idle; a retry has to come after that."""
+"""The part of a lease for which an owner that holds its run may be idle; it tries for longer."""
+
+_SHORTEST_IDLE_SECONDS = 0.5
+_ASKING_IDLE_SECONDS = 1.0
+"""The same, at least, and for who asks something of a run: its owner may have a short lease."""
 
 _SILENT_PART = 1 / 3
 """The part of its patience after which who waits asks whether its connection is dead."""
@@ -137,14 +141,19 @@ class PostgreSQLBackend:
         self._location = location
         self._access = access
         self._last_try = lease.last_try(lease_seconds)
-        idle = _READER_IDLE_SECONDS
+        idle = _LONGEST_IDLE_SECONDS
         if access is not Access.read:
             idle = min(lease_seconds, idle)
         self._seconds = {
             "idle": idle,
             "lock": min(_LONGEST_LOCK_SECONDS, lease.part_of(lease_seconds)),
         }
-        self._idle = {"idle": _milliseconds(lease_seconds * _IDLE_PART)}
+        held = min(idle, max(idle * _IDLE_PART, _SHORTEST_IDLE_SECONDS))
+        if access is Access.attach:
+            held = _ASKING_IDLE_SECONDS
+        elif access is Access.prune:  # it holds runs that nobody owns, and may have much to name
+            held = idle
+        self._idle = {"idle": _milliseconds(held)}
         self.engine = _open_engine(
             location,
             lambda: self._patience,
@@ -310,7 +319,7 @@ class PostgreSQLBackend:
         return OwnershipError(
             f"the run in the store {self._location} is locked by another program, which has been "
             "in the middle of a transaction for too long; if it is stopped or cut off, that is "
-            "undone after a quarter of its lease, or after 2.5 s if it owns no run"
+            "undone after a quarter of its lease, or within 10 s if it owns no run"
         )
 
     @contextmanager
@@ -362,9 +371,11 @@ class PostgreSQLBackend:
         tell this, and else goes by what it has known before.
         """
         name = {"name": self._location.schema}
-        lock = {"lock": _milliseconds(self._patience * _LOCK_PART)}
+        limits = {"idle": _OPEN_SECONDS * _IDLE_PART, "lock": _OPEN_SECONDS * _LOCK_PART}
         connection.rollback()
-        connection.exec_driver_sql(_MAKE, {**self._idle, **lock})
+        connection.exec_driver_sql(
+            _MAKE, {limit: _milliseconds(seconds) for limit, seconds in limits.items()}
+        )
         try:
             connection.exec_driver_sql(_BE_ALONE, name)
         except DBAPIError as error:
