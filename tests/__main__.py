@@ -1,8 +1,9 @@
-"""Run all tests, and report what they cover: a few modules in a process, two processes at a time.
+"""Run all tests, on both kinds of store, and report what they cover.
 
     python -m tests [PYTEST-ARGUMENT ...]
 
-The tests wait more than they work. A module is never split, so all that its tests share stays so.
+A few modules run in a process, and two processes at a time, for the tests wait more than they work.
+A module is never split, so all that its tests share stays so.
 """
 
 import os
@@ -38,6 +39,7 @@ def groups():
 def run(number, group, arguments, place):
     """Run the tests of a group; return how that has ended, and what it has printed."""
     command = [sys.executable, "-m", "pytest", "--cov", "--cov-report=", "-p", "no:cacheprovider"]
+    command += ["--stores", "both"]
     names = [path.relative_to(ROOT) for path in group]
     ran = subprocess.run(
         [*command, *arguments, *names],
