@@ -19,6 +19,7 @@ import math
 import os
 import time
 import weakref
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,6 +74,9 @@ _SILENT_PART = 1 / 3
 _SHORTEST_SILENCE = 1.0
 """Seconds after which that is asked, at least."""
 
+_SESSIONS = 16
+"""How many of its sessions a program looks after when it connects anew."""
+
 _HOSTS = {"host": "PGHOST", "hostaddr": "PGHOSTADDR"}
 """Parameters that may name several, with the variables that stand in for them (libpq)."""
 
@@ -120,6 +124,14 @@ _SESSION = """SELECT pid, backend_start::text AS began FROM pg_stat_activity
     WHERE pid = pg_backend_pid() AND backend_start IS NOT NULL"""
 _WAITS_FOR = """SELECT wait_event_type FROM pg_stat_activity
     WHERE pid = %(pid)s AND backend_start = %(began)s::timestamptz"""
+_END = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    JOIN unnest(%(pids)s::int[], %(began)s::timestamptz[]) AS before (of_pid, began)
+        ON pid = of_pid AND backend_start = began
+    WHERE state = 'active' AND wait_event_type = 'Client'"""
+"""Ends sessions that wait for the rest of what they were sent: for them nothing is ever too long.
+
+None of them can be about to commit, since its program waits for an answer before it asks for that.
+"""
 _CLIENT = "Client"
 """What a session waits for whose server waits for its program (postgresql.org, Wait Events)."""
 
@@ -522,6 +534,7 @@ def _open_engine(
     assert location.url is not None
     engine = create_engine(location.url, poolclass=NullPool, use_native_hstore=False)
     last: dict[str, Any] = {}
+    before: deque[dict[str, Any]] = deque(maxlen=_SESSIONS)
 
     def connected(given: Any, named: dict[str, Any], seconds: float) -> _PatientConnection:
         # Each host has a timeout of its own, in whole seconds, from 2 on.
@@ -543,6 +556,9 @@ def _open_engine(
             settings = {name: _milliseconds(value) for name, value in seconds().items()}
             connection.execute(_SETTINGS, settings)
             session = connection.cursor(row_factory=dict_row).execute(_SESSION).fetchone()
+            if before:
+                pids, began = zip(*map(dict.values, before), strict=True)
+                connection.execute(_END, {"pids": list(pids), "began": list(began)})
             if location.schema is not None:
                 path = sql.Identifier(location.schema).as_string()
                 connection.execute("SELECT set_config('search_path', %s, false)", (path,))
@@ -550,6 +566,8 @@ def _open_engine(
         except BaseException:
             connection.close()
             raise
+        if session is not None:
+            before.append(session)
         last.update(_last_first(named, connection))
 
         def again() -> _PatientConnection:
