@@ -16,7 +16,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
 GROUPS = 12
-WEIGHTS = {"simulation": 4, "docs": 6, "examples": 3, "kills": 3, "package": 2, "timeouts": 2}
+WEIGHTS = {
+    "simulation": 6,
+    "postgresql": 5,
+    "docs": 5,
+    "executors": 3,
+    "cli": 4,
+    "timeouts": 4,
+    "examples": 3,
+    "kills": 3,
+    "draw": 3,
+    "workers": 2,
+    "steps": 2,
+    "package": 2,
+}
 """Of modules that take longer than by their size."""
 
 NO_TESTS = 5

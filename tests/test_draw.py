@@ -308,7 +308,7 @@ NAMES = st.text(min_size=1, max_size=60).map(clean).filter(lambda name: name.str
 
 
 @settings(max_examples=3, deadline=None)
-@given(st.lists(NAMES, min_size=30, max_size=60, unique=True))
+@given(st.lists(NAMES, min_size=20, max_size=40, unique=True))
 def test_any_names_are_names_in_every_notation(names):
     check_names(names)
 
