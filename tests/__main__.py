@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
-GROUPS = 12
+GROUPS = 10
 WEIGHTS = {
     "simulation": 6,
     "postgresql": 5,

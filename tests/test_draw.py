@@ -16,7 +16,7 @@ from eventor.look import picture
 from eventor.words import clean, shorten
 
 # What stands in SVG and in other notations; the command draws a flow on every Python.
-pytestmark = [pytest.mark.once, pytest.mark.stores("either")]
+pytestmark = [pytest.mark.once, pytest.mark.stores("sqlite")]
 
 HOSTILE = [
     '"',

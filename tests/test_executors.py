@@ -66,7 +66,12 @@ def dask():
 
 
 MAKERS = {"threads": ThreadPoolExecutor, "processes": processes, "loky": loky_processes}
-REMOTE = [pytest.param(kind, marks=pytest.mark.once) for kind in ("processes", "loky", "dask")]
+ONCE = pytest.mark.once
+HERE_ALONE = [ONCE, pytest.mark.stores("sqlite")]
+"""What is dear, and whose workers know of no store."""
+
+LOKY, DASK = (pytest.param(kind, marks=HERE_ALONE) for kind in ("loky", "dask"))
+REMOTE = [pytest.param("processes", marks=ONCE), LOKY, DASK]
 KINDS = ["threads", *REMOTE]
 
 
@@ -497,7 +502,12 @@ def test_a_result_that_cannot_be_pickled_is_kept_as_its_repr(on, kind, caplog):
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("kind", "attempts"), [("processes", 1), ("processes", 2), ("loky", 2), ("dask", 2)]
+    ("kind", "attempts"),
+    [
+        ("processes", 1),
+        ("processes", 2),
+        *(pytest.param(kind, 2, marks=HERE_ALONE) for kind in ("loky", "dask")),
+    ],
 )
 def test_a_lost_worker_is_a_failure_that_a_retry_mends(make, instances, kind, attempts, tmp_path):
     construct = instances(kind) if kind == "dask" else functools.partial(MAKERS[kind], 1)
@@ -519,7 +529,7 @@ def test_a_lost_worker_is_a_failure_that_a_retry_mends(make, instances, kind, at
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["processes", "loky"])
+@pytest.mark.parametrize("kind", ["processes", LOKY])
 def test_what_had_not_begun_when_an_executor_broke_is_submitted_anew(make, kind, tmp_path):
     ev = make(
         config={
@@ -540,7 +550,7 @@ def test_what_had_not_begun_when_an_executor_broke_is_submitted_anew(make, kind,
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["processes", "dask"])
+@pytest.mark.parametrize("kind", ["processes", DASK])
 def test_a_worker_killed_from_outside_takes_no_others_with_it_that_retries_mend(
     make, instances, kind, tmp_path
 ):
@@ -2032,7 +2042,7 @@ def test_a_first_signal_lets_finish_and_a_second_one_lets_nothing_begin(program,
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("kind", ["processes", "loky"])
+@pytest.mark.parametrize("kind", ["processes", LOKY])
 def test_a_first_signal_alone_lets_finish_what_has_begun_and_a_recovery_does_the_rest(
     program, kind, place
 ):

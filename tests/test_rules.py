@@ -264,7 +264,7 @@ def play(case, flow, plan):
 
 
 @pytest.mark.once
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases())
 def test_what_is_raised_and_run_equals_the_naive_model(case):
     flow = build(case)
@@ -442,7 +442,7 @@ NEEDS = st.fixed_dictionaries(
 
 
 @pytest.mark.once
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=60))
 def test_who_is_next_equals_the_naive_rule(moves):
     """A move pushes something, pops, or lets one of those end that were popped."""

@@ -3,7 +3,7 @@
 The Eventor, its loop and its store are the real ones. The clock is not, nor is the launcher: it
 starts nothing, and ends what it was given in a random order. Meanwhile other processes trigger
 events and ask for a stop, over a connection of their own. What a recovery should find is read
-from the tables here, naively, and never asked of eventor. With `--proofs 600` there are well over
+from the tables here, naively, and never asked of eventor. With `--proofs 1200` there are well over
 100,000 flows.
 
 On a server a connection may be lost, too, anywhere: then all goes on as if nothing had happened.
@@ -37,8 +37,8 @@ from eventor.types import Outcome, StoredResult, TaskStatus, failure, timed_out
 from tests import places, servers
 from tests.test_rules import DEFAULT, RESOURCES, cases, model, triggers_within
 
-FLOWS, QUICK_FLOWS, FEW_FLOWS = 200, 60, 5
-SWEPT_FLOWS = 2
+FLOWS, QUICK_FLOWS, FEW_FLOWS = 100, 60, 5
+SWEPT_FLOWS = 1
 POINTS = (4, 10, 30)
 LEASE = 2.5
 
