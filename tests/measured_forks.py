@@ -19,7 +19,8 @@ def coverage_init(_registry, _options):
 
 def begin(_):
     cov = Coverage.current()
-    if cov is not None and os.getpid() != BEGAN_IN:  # or it was spawned, and has begun by itself
+    # Or it was spawned, and has begun by itself, or nothing is measured now.
+    if cov is not None and cov._started and os.getpid() != BEGAN_IN:
         cov._collector.data.clear()
         # The last of all that a process of multiprocessing does at its end.
         util.Finalize(None, save, (cov,), exitpriority=-100)
