@@ -435,6 +435,7 @@ def test_a_process_that_lingers_after_its_step_is_ended(run_one, debug_log, monk
 
 
 @pytest.mark.slow
+@pytest.mark.stores("sqlite")
 def test_no_outcome_is_lost_on_a_busy_machine(make):
     """A worker may send its outcome and die between the looks at its pipe and at its process."""
     busy = [
