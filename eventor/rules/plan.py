@@ -320,9 +320,7 @@ class Plan:
 
     def withdraw(self, task: TaskKey) -> None:
         """Let a task wait for its turn again that is active, and has not begun."""
-        attempt = self._active.pop(task) - 1
-        self._leading_on.discard(task)
-        self._ready.give_back(self._flow.steps[task.step].config.resources)
+        attempt = self._leave(task) - 1
         self._changes.append(TaskWithdrawn(task, attempt))
         self._queue(task, Left(TaskStatus.ready, attempt=attempt))
 
@@ -580,12 +578,16 @@ class Plan:
         self._changes.append(TaskActive(task, attempt))
         self._transition(step, task.sequence, StepTriggers.at_active)
 
+    def _leave(self, task: TaskKey) -> int:
+        """Have a task active no more, and return which attempt that was."""
+        self._leading_on.discard(task)
+        self._ready.give_back(self._flow.steps[task.step].config.resources)
+        return self._active.pop(task)
+
     def _end(self, change: TaskEnded) -> None:
         task, outcome = change.task, change.outcome
-        attempt = self._active.pop(task)
+        attempt = self._leave(task)
         step = self._flow.steps[task.step]
-        self._leading_on.discard(task)
-        self._ready.give_back(step.config.resources)
         if outcome.status is TaskStatus.success:
             end = StepTriggers.at_success
         elif attempt < step.config.max_attempts and _is_retriable(outcome, step.config):
