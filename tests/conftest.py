@@ -51,10 +51,10 @@ def pytest_generate_tests(metafunc):
     if "place" not in metafunc.fixturenames or kind == "sqlite":
         return
     asked = metafunc.config.getoption("--stores")
-    if kind == "either":
-        kind = "sqlite" if asked == "some" else asked
-    elif kind == "both" and asked != "some":
+    if kind in ("either", "both") and asked != "some":
         kind = asked
+    elif kind == "either":
+        kind = "sqlite"
     kinds = ("sqlite", "postgresql") if kind == "both" else (kind,)
     metafunc.parametrize("place", kinds, indirect=True)
 
