@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import eventor as evr
 from eventor.rules.data import placeholders, resolve
-from tests.conftest import on_sqlite
+from tests.conftest import on_sqlite, wait_until
 from tests.test_cost import counting
 
 SPAWN = multiprocessing.get_context("spawn").Process
@@ -133,10 +133,16 @@ def test_a_step_whose_argument_does_not_exist_fails_and_names_both(make, lacking
         ev.result(extract, 1)
 
 
-def test_a_result_is_that_of_the_same_sequence_once_it_has_ended(make):
+def test_a_result_is_that_of_the_same_sequence_once_it_has_ended(make, place):
     ev = make(config={"stop_on_exception": False, "max_concurrent": 3})
     go, other, active = (ev.add_event(name) for name in ("go", "other", "active"))
-    extract = ev.add_step("extract", echo, triggers={"at_active": active})
+
+    def outlast():
+        # It is active in the pass in which `early` waits for its turn, and may end before the next.
+        query = "SELECT status FROM eventor_task WHERE step = 'early'"
+        wait_until(lambda: place.sql(query) == [("failure",)])
+
+    extract = ev.add_step("extract", outlast, triggers={"at_active": active})
     never = ev.add_step("never", echo)
     for name, event, step in [
         ("early", active, extract),
