@@ -9,9 +9,14 @@ import textwrap
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import eventor
 from tests import places, servers
+
+# How fast the machine is at a moment fails no test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # It would hide what is lost in a buffer.
 os.environ.pop("PYTHONUNBUFFERED", None)
