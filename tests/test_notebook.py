@@ -45,7 +45,9 @@ def kernel(tmp_path_factory):
     """Start a kernel; run cells in it, and return what it has sent."""
     path = tmp_path_factory.mktemp("kernel")
     directories = {name: str(path / name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
-    manager = KernelManager(connection_file=str(path / "kernel.json"))
+    # By sockets in a directory: another program may take a port before the kernel does.
+    sockets = {"transport": "ipc", "ip": str(path / "k")}
+    manager = KernelManager(connection_file=str(path / "kernel.json"), **sockets)
     manager.start_kernel(cwd=path, env={**os.environ, **directories, "TERM": "xterm"})
     client = manager.client()
     client.start_channels()
