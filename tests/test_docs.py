@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def stable(output):
 def test_the_commands_of_the_page_on_the_command_print_what_it_shows(tmp_path):
     page = ROOT / "docs/howto/command.rst"
     (tmp_path / "nightly_load.py").write_text("\n".join(blocks(page, "python")))
-    environment = {**os.environ, "COLUMNS": "80"}
+    # Where it is about noon: at midnight, the times of what has just been are told with their day.
+    noon = f"NOON{datetime.now(UTC).hour - 12:+}"
+    environment = {**os.environ, "COLUMNS": "80", "TZ": noon}
     ran = [sys.executable, "-W", "error", "nightly_load.py"]
     subprocess.run(ran, cwd=tmp_path, env=environment, check=True, capture_output=True)
     for shown in blocks(page, "console"):
