@@ -138,7 +138,7 @@ def debug_log(tmp_path):
 def script(tmp_path):
     """Run a Python script, given as text, in a process and directory of its own."""
 
-    def run(code, *arguments, timeout=60, **environment):
+    def run(code, *arguments, timeout=100, **environment):
         path = tmp_path / "program.py"
         path.write_text(textwrap.dedent(code))
         return subprocess.run(

@@ -64,6 +64,7 @@ def stable(output):
     return [re.sub(r"(?<=\S) {2,}", "  ", line) for line in output.splitlines()]
 
 
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_page_on_the_command_print_what_it_shows(tmp_path):
     page = ROOT / "docs/howto/command.rst"
     (tmp_path / "nightly_load.py").write_text("\n".join(blocks(page, "python")))

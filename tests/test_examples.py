@@ -12,7 +12,11 @@ import pytest
 
 from tests.conftest import sql, wait_until
 
+# Each of them starts several programs, of which some take seconds where the machine is idle.
+pytestmark = pytest.mark.timeout(600)
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SECONDS = 200
 
 
 def run(example, *arguments, cwd):
@@ -21,7 +25,7 @@ def run(example, *arguments, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=SECONDS,
         check=False,
     )
 
@@ -75,7 +79,7 @@ def test_the_report_of_a_killed_run_is_the_same_and_repeats_nothing(tmp_path, li
     whole = run("stdlib_report.py", "--library", library, "--out", "whole", cwd=tmp_path)
     killed = start("stdlib_report.py", "--library", library, "--jobs", "2", cwd=tmp_path)
     log = tmp_path / "stdlib_report" / "measured.log"
-    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= 3, SECONDS)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait(30)
     before = [line.split()[0] for line in log.read_text().splitlines()]
@@ -113,7 +117,7 @@ def test_a_backup_is_packed_and_checked(tmp_path, library):
 def test_a_backup_that_was_killed_goes_on_and_finds_what_was_damaged(tmp_path, library):
     killed = start("backup.py", "--source", library, "--wait", "3600", cwd=tmp_path)
     log = tmp_path / "backup/packed.log"
-    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 13)
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 13, SECONDS)
     query = "SELECT count(*) FROM eventor_task WHERE step = 'pack' AND status = 'success'"
     wait_until(lambda: sql(tmp_path / "backup/backup.db", query) == [(13,)])
     os.killpg(killed.pid, signal.SIGKILL)
@@ -174,7 +178,7 @@ def test_a_picture_that_was_cut_is_finished_elsewhere(tmp_path, options):
     killed = start("cluster.py", *options, *two, cwd=tmp_path)
     store = tmp_path / "cluster/cluster.db"
     query = "SELECT count(*) FROM eventor_task WHERE recovery = 0 AND status = 'success'"
-    wait_until(lambda: store.exists() and sql(store, query) >= [(2,)], 60)
+    wait_until(lambda: store.exists() and sql(store, query) >= [(2,)], SECONDS)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait(30)
     ((before,),) = sql(store, query)

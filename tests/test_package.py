@@ -170,6 +170,7 @@ def test_what_a_forked_step_executes_is_measured(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     build = [sys.executable, "-m", "build", "--outdir", tmp_path, ROOT]
     subprocess.run(build, check=True, capture_output=True)
