@@ -566,6 +566,28 @@ def test_a_terminal_that_takes_nothing_holds_up_nobody(monkeypatch):
     os.close(reading)
 
 
+def test_a_terminal_that_takes_pictures_in_parts_keeps_none_of_them(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    reading, writing = pty.openpty()
+    screen = pyte.Screen(80, 24)
+    seen, stream = pyte.ByteStream(screen), os.fdopen(writing, "w")
+    write, raw = os.write, b""
+    with stream, contextlib.closing(live.Terminal(stream)) as terminal:
+        with monkeypatch.context() as slow:
+            slow.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:700]))
+            for second in range(7):
+                terminal.draw(many_steps(9), after(second))
+        terminal.erase()
+        stream.write("end")
+        stream.flush()
+        while not raw.endswith(b"end"):
+            raw += os.read(reading, 1 << 16)
+    os.close(reading)
+    seen.feed(raw)
+    assert [line.strip() for line in screen.display if line.strip()] == ["end"]
+    assert raw.count(b"eventor run 3.0") == 3  # the others would have been late
+
+
 def test_a_small_terminal_has_a_small_picture(terminal):
     seen = terminal("flow(wait, 1, logging_level=100)", size=(18, 4))
     seen.until(r"^eventor run 1\.0 …$")

@@ -134,6 +134,7 @@ class Terminal:
         self._drawn = False
         self._columns = 0
         self._picture = ""
+        self._rest = b""
 
     def draw(self, progress: Progress, now: datetime) -> None:
         """Draw a picture in place of the last one."""
@@ -147,13 +148,12 @@ class Terminal:
         # The last line may be that of the terminal, so that no line is begun after it.
         shown = captured.get().rstrip("\n").replace("\n", "\x1b[K\r\n")
         self._picture = f"\r\n{shown}\x1b[J\x1b[{len(lines)}A\r"
-        self._drawn = False
-        self.draw_again()
+        self._show()
 
     def draw_again(self) -> None:
         """Draw the last picture, if it was erased."""
-        if self._picture and not self._drawn and self._write(self._to_a_line + self._picture):
-            self._drawn = True
+        if self._picture and not self._drawn:
+            self._show()
 
     def erase(self) -> None:
         """Erase the picture."""
@@ -173,15 +173,34 @@ class Terminal:
         """
         return f"{' ' * self._columns}\r"
 
+    def _show(self) -> None:
+        if self._write(self._to_a_line + self._picture):
+            self._drawn = True
+
     def _write(self, text: str) -> bool:
-        """Write, and tell so, unless the terminal takes nothing, as after Ctrl-S."""
-        if not is_writable(self._descriptor):
+        """Write, and tell so, unless the terminal takes nothing, as after Ctrl-S.
+
+        What it does not take at once comes first the next time, for the cursor is in the middle of
+        it.
+        """
+        self._rest = self._untaken(self._rest)
+        if self._rest:
             return False
+        data = text.encode(self._encoding, "replace")
+        self._rest = self._untaken(data)
+        if len(self._rest) < len(data):
+            return True
+        self._rest = b""
+        return False
+
+    def _untaken(self, data: bytes) -> bytes:
+        """Write, and return what the terminal does not take at once."""
+        if not data or not is_writable(self._descriptor):
+            return data
         try:
-            os.write(self._descriptor, text.encode(self._encoding, "replace"))
+            return data[os.write(self._descriptor, data) :]
         except BlockingIOError:
-            return False
-        return True
+            return data
 
 
 def _say(stream: Any, line: str) -> None:
