@@ -191,8 +191,22 @@ def test_a_record_names_the_process_by_its_task(make, caplog, most):
 
 
 def test_what_a_step_prints_is_shown_before_the_next_begins(script):
+    """Also where the process of the first ends last."""
     ran = script("""
+        import os, pathlib, time
+        from multiprocessing import util
         import eventor as evr
+
+        def show(number):
+            print(number)
+            if number == 0:
+                util.Finalize(None, await_last, exitpriority=1)
+            elif number == 2:
+                pathlib.Path("over").touch()
+
+        def await_last():
+            while not os.path.exists("over"):
+                time.sleep(0.005)
 
         for most in (1, None):
             config = {"logdir": ".", "max_tasks_per_child": most}
@@ -200,7 +214,7 @@ def test_what_a_step_prints_is_shown_before_the_next_begins(script):
                 events = [ev.add_event(str(number)) for number in range(4)]
                 for number in range(3):
                     triggers = {"at_success": events[number + 1]}
-                    step = ev.add_step(f"s{number}", print, (number,), triggers=triggers)
+                    step = ev.add_step(f"s{number}", show, (number,), triggers=triggers)
                     ev.add_assoc(events[number], step)
                 ev.trigger_event(events[0])
                 ev()

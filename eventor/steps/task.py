@@ -573,10 +573,10 @@ def work(job: Job, channel: Channel, origin: Origin, forward: Forward) -> None:
         if not channel.mine:
             return
         done += 1
+        flush()  # the next step may begin and print before this process has ended
         if job.most == done:
             _tell(outcome, call, channel)
             return  # and the pipe stays open: what is logged while it ends still has a way
-        flush()
         forward.take_over()  # again: the task may have changed it
         _tell(outcome, call, channel)
         call = _next_call(channel, job)
