@@ -84,7 +84,8 @@ if __name__ == "__main__":
     elif what == "side by side":
         # Each holds the other's pipe open.
         def other():
-            Path("other").write_text(str(os.getpid()))
+            Path("its draft").write_text(str(os.getpid()))
+            Path("its draft").rename("other")
             time.sleep(600)
         def first():
             while not Path("other").exists():

@@ -337,7 +337,8 @@ def test_a_thread_can_trigger_an_event_of_a_running_eventor(make):
 def test_a_descendant_that_lives_on_does_not_hold_the_loop(run_one, tmp_path):
     def step():
         if os.fork() == 0:
-            (tmp_path / "child").write_text(str(os.getpid()))
+            (tmp_path / "draft").write_text(str(os.getpid()))
+            (tmp_path / "draft").rename(tmp_path / "child")
             signal.pause()
         wait_until((tmp_path / "child").exists)
         os._exit(5)
