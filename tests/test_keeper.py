@@ -259,17 +259,17 @@ def test_a_step_that_finds_its_owner_dead_does_not_begin(tmp_path):
         dead.kill()
     reading, pipe = multiprocessing.Pipe(duplex=False)
     reading.close()  # as its keeper is dead, too
-    own, writing = multiprocessing.Pipe(duplex=False)
+    own, its = task.pipe()
     origin = task.Origin(was, task.LogLevels.of_this_process(), frozenset(), pipe, 1, 0, {})
     call = task.Call("s", 1, 1, (tmp_path / "ran").touch, (), {}, None)
     fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=task.main, args=(call, writing, origin))
+    process = fork.Process(target=task.main, args=(task.Job(call, {}, 1), its, origin))
     process.start()
     process.join()
     assert process.exitcode == 1
     process.close()
     assert not (tmp_path / "ran").exists()
-    for connection in (pipe, own, writing):
+    for connection in (pipe, own, its):
         connection.close()
 
 
