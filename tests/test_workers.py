@@ -414,13 +414,21 @@ def test_where_nothing_can_be_forked_ahead_the_owner_forks(make, monkeypatch):
     assert asked == [1]
 
 
-def test_what_is_killed_ahead_is_not_forked_again_and_again(make, monkeypatch):
+def test_what_is_killed_ahead_is_not_forked_again_and_again(make, monkeypatch, tmp_path):
     asked = []
-    ask = zygote.Zygote.ask
+    ask, hear = zygote.Zygote.ask, zygote.Zygote.hear
+
+    def note_ends(self):
+        born, ended = hear(self)
+        if ended:
+            (tmp_path / "killed").touch()
+        return born, ended
+
+    monkeypatch.setattr(zygote.Zygote, "hear", note_ends)
     monkeypatch.setattr(zygote.Zygote, "ask", lambda self, n: asked.append(n) or ask(self, n))
     monkeypatch.setattr("eventor.steps.task.Channel.receive", lambda _: os._exit(1))
     ev = make()
-    line(ev, lambda: time.sleep(0.5), *[os.getppid] * 3)
+    line(ev, lambda: wait_until((tmp_path / "killed").exists), *[os.getppid] * 3)
     assert ev() is True
     assert results(ev)[1:] == [os.getpid()] * 3
     assert asked == [1]
