@@ -75,7 +75,9 @@ def errors(ev):
 
 
 def sleep():
-    time.sleep(FOREVER)
+    """Sleep for ever; a signal that came just before one long sleep would be heard at its end."""
+    while True:
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("config", CONSTRUCTS)
@@ -138,16 +140,18 @@ def test_what_a_late_step_says_does_not_count(line, config, ends):
 
 
 @pytest.mark.parametrize("config", CONSTRUCTS[:2])
-def test_what_a_late_step_triggers_before_it_is_dead_is_raised(make, config):
+def test_what_a_late_step_triggers_before_it_is_dead_is_raised(make, config, tmp_path, monkeypatch):
     """So no trigger that has returned is lost, in whichever moment the time was over."""
     ev = make(config=config)
     go, said = ev.add_event("go"), ev.add_event("said")
 
     def late():
         signal.signal(signal.SIGTERM, lambda *_: evr.current().trigger(said) and os._exit(0))
-        time.sleep(FOREVER)
+        (tmp_path / "begun").touch()
+        sleep()
 
-    late = ev.add_step("late", late, config={"timeout": 0.3, "stop_on_exception": False})
+    be_late_when((tmp_path / "begun").exists, monkeypatch)
+    late = ev.add_step("late", late, config={"timeout": FOREVER, "stop_on_exception": False})
     ev.add_assoc(go, late)
     ev.add_assoc(said, ev.add_step("next", int))
     ev.trigger_event(go)
