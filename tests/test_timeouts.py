@@ -53,6 +53,12 @@ def short_grace(monkeypatch):
     monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 0.4)
 
 
+@pytest.fixture
+def long_grace(monkeypatch):
+    """Let what obeys take as long as a busy machine makes it take."""
+    monkeypatch.setattr("eventor.steps.worker.GRACE_SECONDS", 60)
+
+
 def be_late_when(condition, monkeypatch):
     """Let the time of what runs be over once a condition holds, and not before."""
     wait = Launcher.wait
@@ -130,7 +136,7 @@ def test_a_step_that_stops_itself_when_told_to_end_is_killed(line, short_grace):
 def test_what_a_late_step_says_does_not_count(line, config, ends):
     def obey():
         signal.signal(signal.SIGTERM, ends)
-        time.sleep(FOREVER)
+        sleep()
 
     ev = line((obey, 0.3), os.getpid, **config)
     assert ev() is True
@@ -175,7 +181,7 @@ def test_an_end_that_came_in_time_counts_however_late_the_owner_looks(line, monk
     assert ev.tasks()[0].result == 7
 
 
-def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path, monkeypatch):
+def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path, long_grace, monkeypatch):
     """Though the step itself ends at once; SIGTERM is blocked until there is who takes it."""
     code = """if True:
         import pathlib, signal, time
@@ -185,7 +191,8 @@ def test_what_a_late_step_has_started_has_time_to_end(line, tmp_path, monkeypatc
             raise SystemExit
         signal.signal(signal.SIGTERM, obey)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        time.sleep(600)
+        while True:
+            time.sleep(0.01)
     """
 
     def start():
@@ -228,7 +235,9 @@ def test_nothing_of_a_late_step_is_left(line, tmp_path, short_grace, monkeypatch
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place, monkeypatch):
+def test_other_steps_go_on_while_one_has_time_to_end(
+    make, tmp_path, place, long_grace, monkeypatch
+):
     """One waits for the SIGTERM of the late one, which waits for the end of the one after that."""
     told = tmp_path / "told"
     ev = make(config={"max_concurrent": 2})
@@ -243,7 +252,7 @@ def test_other_steps_go_on_while_one_has_time_to_end(make, tmp_path, place, monk
     def late():
         signal.signal(signal.SIGTERM, obey)
         (tmp_path / "begun").touch()
-        time.sleep(FOREVER)
+        sleep()
 
     def waits():
         wait_until(told.exists)
