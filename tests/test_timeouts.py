@@ -270,10 +270,12 @@ def test_other_steps_go_on_while_one_has_time_to_end(
 
 
 PROGRAM = """
-    import os, pathlib, signal, sys, time
+    import os, pathlib, signal, sys
     sys.path.insert(0, sys.argv[1])
+    import pytest
     import eventor as evr
-    from tests.test_timeouts import leave_deaf
+    from eventor.steps import worker
+    from tests.test_timeouts import FOREVER, be_late_when, leave_deaf, sleep
 
     def obey_when_told_again(*_):
         if told.exists():
@@ -284,13 +286,14 @@ PROGRAM = """
         leave_deaf(pathlib.Path())
         signal.signal(signal.SIGTERM, obey_when_told_again)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        while True:
-            time.sleep(600)
+        sleep()
 
     told = pathlib.Path("told")
+    worker.GRACE_SECONDS = 60
+    be_late_when(pathlib.Path("pids").exists, pytest.MonkeyPatch())
     with evr.Eventor(store=os.environ["STORE"], config={"logdir": "."}) as ev:
         go = ev.add_event("go")
-        ev.add_assoc(go, ev.add_step("s", step, config={"timeout": 1}))
+        ev.add_assoc(go, ev.add_step("s", step, config={"timeout": FOREVER}))
         ev.trigger_event(go)
         ev()
 """
@@ -300,6 +303,7 @@ PROGRAM = """
 def test_a_late_step_does_not_outlive_its_owner_and_stays_active(start, tmp_path, how, place):
     program = start(PROGRAM, str(Path(__file__).parent.parent), STORE=place.store)
     wait_until((tmp_path / "told").exists)
+    wait_until(lambda: place.sql("SELECT pid FROM eventor_task") != [(None,)])
     ((step,),) = place.sql("SELECT pid FROM eventor_task")
     if how == "kill":
         program.kill()
