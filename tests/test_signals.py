@@ -401,10 +401,13 @@ import eventor as evr
 from eventor.steps import launch
 
 def mild():
+    is_deaf = signal.SIGTERM, signal.SIG_IGN
+    if sys.argv[1] == "hears":
+        signal.signal(*is_deaf)
     child = os.fork()
     if child == 0:
         if sys.argv[1] == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(*is_deaf)
         else:
             signal.signal(signal.SIGTERM, lambda *_: Path("heard").touch() or os._exit(0))
         Path("draft").write_text(str(os.getpid()))
@@ -413,7 +416,6 @@ def mild():
         os._exit(0)
     if sys.argv[1] == "deaf":
         time.sleep(600)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while not Path("heard").exists():
         time.sleep(0.005)
 
