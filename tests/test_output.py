@@ -226,8 +226,10 @@ FLOOD = """
     from eventor.steps import launch
 
     def flood():
-        for _ in range(300):
+        for number in range(300):
             os.write(1, b"x" * 1000)
+            if number == 100:  # more than the pipe to the reader holds
+                pathlib.Path("stalls").touch()
         os.write(1, b"the last words")
 
     def sleep():
@@ -238,6 +240,12 @@ FLOOD = """
 
     if sys.argv[2:]:
         launch.GRACE_SECONDS = float(sys.argv[2])
+    if sys.argv[3:]:
+        sys.path.insert(0, sys.argv[3])
+        import pytest
+        from tests.test_timeouts import be_late_when
+        waits = pathlib.Path("stalls"), pathlib.Path("said")
+        be_late_when(lambda: all(path.exists() for path in waits), pytest.MonkeyPatch())
     settings = {"logdir": ".", "max_concurrent": 2}
     with evr.Eventor(store=os.environ["STORE"], config=settings) as ev:
         go, late = ev.add_event("go"), ev.add_event("late")
@@ -262,7 +270,8 @@ def test_a_reader_who_stalls_holds_up_what_he_reads_and_nothing_else(start, tmp_
 
 
 def test_a_timeout_is_not_held_up_by_a_reader_who_stalls(start, tmp_path, place):
-    process = start(FLOOD, "{'timeout': 1}", STORE=place.store)
+    root = Path(__file__).parent.parent
+    process = start(FLOOD, "{'timeout': 600}", "5", root, STORE=place.store)
     query = "SELECT status FROM eventor_task WHERE step = 'flood'"
     wait_until((tmp_path / "said").exists)
     wait_until(lambda: ("failure",) in place.sql(query))
