@@ -242,7 +242,8 @@ def test_what_a_spawned_process_cannot_rebuild_is_named(run_one):
 def test_a_spawned_step_needs_a_main_guard_and_says_so(script):
     ran = script("""
         import eventor as evr, multiprocessing
-        ev = evr.Eventor(config={"task_construct": multiprocessing.get_context("spawn").Process})
+        spawn = multiprocessing.get_context("spawn").Process
+        ev = evr.Eventor(config={"logdir": ".", "task_construct": spawn})
         go = ev.add_event("go")
         ev.add_assoc(go, ev.add_step("s", func=print))
         ev.trigger_event(go)
