@@ -575,6 +575,7 @@ def test_what_breaks_the_ending_takes_no_step_the_time_to_end(make, monkeypatch,
 
     ev = make(config={"max_concurrent": 4})
     monkeypatch.setattr(ev._journal, "pass_on", refuse)
+    monkeypatch.setattr("eventor.steps.launch.GRACE_SECONDS", 60)
     go = ev.add_event("go")
     ev.add_assoc(go, *(ev.add_step(name, step, (name,)) for name in "abc"))
     ev.add_assoc(go, ev.add_step("last", break_it))
