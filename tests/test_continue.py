@@ -98,7 +98,7 @@ def test_what_a_dead_owner_left_active_follows_its_policy(
     start, place, tmp_path, policy, held, told
 ):
     owner = start(CRASH, "restart", policy, STORE=place.store)
-    wait_until((tmp_path / "held").exists)
+    wait_until(lambda: (tmp_path / "held").exists() and (tmp_path / "held").read_text() == "!")
     refused = start(CRASH, "continue", policy, STORE=place.store).communicate(timeout=30)[1]
     assert "OwnershipError: run 1 is owned by process" in refused
     owner.kill()
