@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import eventor as evr
+from eventor.loop import Loop
 from eventor.requests import Requests
 from eventor.storage import owner
 from eventor.storage.location import locate
@@ -148,17 +149,26 @@ def test_a_signal_ends_the_wait_for_triggers_at_once(program, number):
     assert run.runs()[0].recoveries[0].owner == "ended"
 
 
-def test_linger_is_counted_from_the_last_activity(make):
+def test_linger_is_counted_from_the_last_activity(make, monkeypatch):
     ev = make(config={"linger": 0.2, "task_construct": threading.Thread})
     ended = []
     go, more = flow(ev), ev.add_event("more")
     ev.add_assoc(more, ev.add_step("t", lambda: ended.append(time.monotonic())))
     ev.trigger_event(go)
-    late = threading.Timer(0.1, ev.trigger_event, (more,))
-    late.start()
+    linger_left = Loop._linger_left
+    lingered = []
+
+    def trigger_late(loop, now):
+        left = linger_left(loop, now)
+        if left and not lingered:
+            lingered.append(left)
+            time.sleep(0.1)
+            ev.trigger_event(more)
+        return left
+
+    monkeypatch.setattr(Loop, "_linger_left", trigger_late)
     assert ev() is True
     assert time.monotonic() - ended[0] >= 0.2
-    late.join()
     assert statuses(ev) == {"s[1]": "success", "t[2]": "success"}
 
 
