@@ -217,7 +217,8 @@ def test_a_running_flow_is_heard_of_within_its_lease(make, place):
         first = place.sql(query)
         wait_until(lambda: place.sql(query) > first)
 
-    ev = make(config={"lease_seconds": 0.3})
+    # Long enough for a busy machine to renew it before its steps would be ended.
+    ev = make(config={"lease_seconds": 3})
     go = ev.add_event("go")
     ev.add_assoc(go, ev.add_step("s", func=step))
     ev.trigger_event(go)
