@@ -312,10 +312,12 @@ class Proxy:
     def _forward(self, client, server):
         with contextlib.suppress(OSError):
             while sent := client.recv(1 << 20):
-                how = self._fate(sent)
+                how, start = self._fate(sent)
                 if how is None:
                     server.sendall(sent)
                     continue
+                server.sendall(sent[:start])
+                sent = sent[start:]
                 self._deaf.add(client)
                 if self._told != "nobody":
                     client.shutdown(socket.SHUT_RDWR)
@@ -336,13 +338,19 @@ class Proxy:
             client.shutdown(socket.SHUT_RDWR)
 
     def _fate(self, sent):
+        """Return how a send is cut, if it is, and where it begins in what has come in.
+
+        Sends that wait for no answer come in at once where this is late to look.
+        """
         with self._lock:
-            if self._words and self._words[0] in sent:
-                del self._words[0]
+            start = end = 0
+            while self._words and (found := sent.find(self._words[0], end)) >= 0:
+                start = found if end else 0
+                end = found + len(self._words.pop(0))
             if self._words:
-                return None
+                return None, 0
             self._left -= 1
             if self._how is None or self._left >= 0:
-                return None
+                return None, 0
             how, self._how, self.was_cut = self._how, None, True
-            return how
+            return how, start
