@@ -152,7 +152,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_run_loses_nothing(server, pl
 
 
 def test_an_owner_whose_server_is_away_for_longer_than_its_lease_ends(server, place, run, begun):
-    program = run(place, lease=3)
+    program = run(place, lease=3, HOLD="1")  # else it might come to its end before
     wait_until(lambda: len(begun()) >= 5)
     server.kill()
     then = begun()
@@ -174,7 +174,7 @@ def test_an_owner_whose_server_is_away_for_longer_than_its_lease_ends(server, pl
 def test_an_owner_whose_server_does_not_answer_for_longer_than_its_lease_ends(
     server, place, run, begun
 ):
-    program = run(place, lease=3)
+    program = run(place, lease=3, HOLD="1")  # else it might come to its end before
     wait_until(lambda: len(begun()) >= 5)
     server.send(signal.SIGSTOP)
     try:
