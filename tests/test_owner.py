@@ -214,6 +214,7 @@ def test_a_running_flow_is_heard_of_within_its_lease(make, place):
     query = "SELECT heartbeat_at FROM eventor_recovery"
 
     def step():
+        wait_until(lambda: place.sql("SELECT pid FROM eventor_task") != [(None,)])
         first = place.sql(query)
         wait_until(lambda: place.sql(query) > first)
 
