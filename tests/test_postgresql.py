@@ -647,7 +647,7 @@ def test_an_owner_stopped_in_a_transaction_is_replaced_after_its_lease(place, st
 @pytest.mark.parametrize(("ask", "wait"), [("recover", 0.05), ("recover", 0.6), ("trigger", 5)])
 def test_a_run_that_somebody_has_locked_is_told_as_such(make, place, monkeypatch, ask, wait):
     make(name="lanes").close()
-    monkeypatch.setattr("eventor.storage.store._PATIENCE_SECONDS", 1)
+    monkeypatch.setattr("eventor.storage.store._PATIENCE_SECONDS", 3)
     monkeypatch.setattr("eventor.storage.postgresql._LONGEST_LOCK_SECONDS", wait)
     with (
         evr.attach(place.store, "lanes") as run,
