@@ -714,6 +714,8 @@ def test_who_keeps_a_program_from_making_its_tables_keeps_no_other(
             go_on.wait(60)
 
     event.listen(Engine, "after_cursor_execute", stop)
+    # Who makes tables may be idle for long; who waits for that hears of it long before it gives up.
+    monkeypatch.setattr(postgresql, "_IDLE_PART", 100)
     config = {"logdir": tmp_path}
     maker = threading.Thread(target=lambda: evr.Eventor("a", place.store, config=config).close())
     maker.start()
@@ -721,7 +723,7 @@ def test_who_keeps_a_program_from_making_its_tables_keeps_no_other(
         assert held.wait(60)
         with places.schema(place.server) as other:
             make(store=other.store).close()
-        monkeypatch.setattr(postgresql, "_OPEN_SECONDS", 0.5)
+        monkeypatch.setattr(postgresql, "_LOCK_PART", 0.03)
         with pytest.raises(evr.StoreError, match=r"its tables are made: process \d+ .*'eventor'"):
             evr.Eventor("b", place.store)
     finally:
