@@ -193,13 +193,13 @@ def test_an_owner_whose_server_does_not_answer_for_longer_than_its_lease_ends(
 def test_an_owner_that_was_stopped_and_replaced_writes_and_launches_nothing(
     place, run, begun, tmp_path
 ):
-    program = run(place, lease=4, HOLD="1")
+    program = run(place, lease=6, HOLD="1")
     wait_until(lambda: "s0.5" in begun() and f"s1.{LENGTH - 1}" in begun())
     count = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
     wait_until(lambda: place.sql(count) == [(LENGTH + 5,)])
     program.send_signal(signal.SIGSTOP)
     before = begun()
-    late = "SELECT heartbeat_at < clock_timestamp() - interval '4s' FROM eventor_recovery"
+    late = "SELECT heartbeat_at < clock_timestamp() - interval '6s' FROM eventor_recovery"
     wait_until(lambda: place.sql(late) == [(True,)])
     new = run(place, "recover", host="elsewhere", HOLD="1")
     wait_until(lambda: begun().count("s0.5") == 2)
@@ -218,7 +218,7 @@ def test_an_owner_that_was_stopped_and_replaced_writes_and_launches_nothing(
 
 
 def test_what_ran_when_an_owner_was_stopped_for_its_lease_stays_active(place, run, begun):
-    program = run(place, lease=2, HOLD="1")
+    program = run(place, lease=6, HOLD="1")
     wait_until(lambda: "s0.5" in begun() and f"s1.{LENGTH - 1}" in begun())
     count = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
     wait_until(lambda: place.sql(count) == [(LENGTH + 5,)])
@@ -624,7 +624,7 @@ def test_an_owner_stopped_in_a_transaction_is_replaced_after_its_lease(place, st
         from eventor.storage.batch import Batch
 
         owner._place = lambda: "elsewhere"
-        ev = evr.Eventor("lanes", os.environ["STORE"], config={"logdir": ".", "lease_seconds": 3})
+        ev = evr.Eventor("lanes", os.environ["STORE"], config={"logdir": ".", "lease_seconds": 6})
         go = ev.add_event("go")
         ev.trigger_event(go, 1)
         Batch.write = lambda _: os.kill(os.getpid(), signal.SIGSTOP)
@@ -634,7 +634,7 @@ def test_an_owner_stopped_in_a_transaction_is_replaced_after_its_lease(place, st
     )
     wait_until(lambda: psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED)
     held = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
-    late = "SELECT heartbeat_at < clock_timestamp() - interval '3s' FROM eventor_recovery"
+    late = "SELECT heartbeat_at < clock_timestamp() - interval '6s' FROM eventor_recovery"
     wait_until(lambda: place.sql(held) == [(0,)] and place.sql(late) == [(True,)])
     with evr.Eventor("lanes", place.store, "recover") as ev:
         assert ev.recovery == 1
