@@ -239,7 +239,7 @@ def test_of_programs_that_continue_a_run_that_is_not_there_yet_one_has_it(
     place, run, begun, tmp_path
 ):
     programs = [run(place, "continue", HOLD="1") for _ in range(4)]
-    wait_until(lambda: sum(program.poll() is not None for program in programs) == 3)
+    wait_until(lambda: sum(program.poll() is not None for program in programs) == 3, 60)
     (tmp_path / "go on").touch()
     codes = [ended(program) for program in programs]
     assert sorted(code for code, _ in codes) == [0, 1, 1, 1]
