@@ -222,7 +222,9 @@ def test_what_ran_when_an_owner_was_stopped_for_its_lease_stays_active(place, ru
     wait_until(lambda: "s0.5" in begun() and f"s1.{LENGTH - 1}" in begun())
     count = "SELECT count(*) FROM eventor_task WHERE status = 'success'"
     wait_until(lambda: place.sql(count) == [(LENGTH + 5,)])
-    (pid,) = place.sql("SELECT pid FROM eventor_task WHERE step = 's0.5'")[0]
+    known = "SELECT pid FROM eventor_task WHERE step = 's0.5' AND pid IS NOT NULL"
+    wait_until(lambda: place.sql(known))
+    ((pid,),) = place.sql(known)
     program.send_signal(signal.SIGSTOP)
     wait_until(lambda: not is_alive(pid))
     program.send_signal(signal.SIGCONT)
