@@ -1359,8 +1359,8 @@ def test_what_waits_while_others_run_is_not_warned_of(by_hand, looks, monkeypatc
             monkeypatch.setattr(submit, "_IDLE_SECONDS", -1)
             done = len(looks)
             wait_until(lambda: len(looks) > done + 3)
-            goes_on.touch()
             monkeypatch.setattr(submit, "_IDLE_SECONDS", 60)
+            goes_on.touch()  # not before: from then on nothing may run
         return func(data)
 
     ev, executor = by_hand(do, max_concurrent=2, sleep_between_loops=0.01)
