@@ -1781,15 +1781,21 @@ def test_what_would_begin_after_the_lease_waits_until_it_is_renewed(make, by_han
     asked, told = threading.Event(), []
     allow = submit.Submitter.allow_until
     collect = submit.Submitter.collect
+    admit = submit.Submitter.admit
 
     def late(self, _until):
         told.append(bool(self._submissions))
-        allow(self, 0 if len(told) < 4 else math.inf)
+        allow(self, math.inf if asked.is_set() and len(told) >= 4 else 0)
 
     def look(self):
-        if self._asked or kind == "threads":
+        if self._asked:
             asked.set()
         return collect(self)
+
+    def ask(self, ticket):
+        if kind == "threads":
+            asked.set()
+        return admit(self, ticket)
 
     ev = make(config={"task_construct": ThreadPoolExecutor})
     if kind == "by hand":
@@ -1798,6 +1804,7 @@ def test_what_would_begin_after_the_lease_waits_until_it_is_renewed(make, by_han
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(submit.Submitter, "allow_until", late)
         patch.setattr(submit.Submitter, "collect", look)
+        patch.setattr(submit.Submitter, "admit", ask)
         patch.setattr("eventor.loop._BEATS_PER_LEASE", 300)  # a commit each 0.1 s
         assert ev() is True
     assert asked.is_set()
