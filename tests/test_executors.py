@@ -750,6 +750,7 @@ def test_a_worker_is_lost_that_has_hung_up_and_none_on_whom_was_hung_up(
     assert ev() is not lost
     if lost:
         assert "its worker was lost: its connection has ended" in the_task(ev).error
+        wait_until(cut.exists)
         cut.unlink()
 
 
