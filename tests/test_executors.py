@@ -981,11 +981,15 @@ def test_nothing_of_eventors_is_left(script, place):
                 ev.trigger_event(begin)
                 assert ev() is True
 
+        def threads():
+            # With more, it may start another one before it has seen that the first is idle.
+            return ThreadPoolExecutor(1)
+
         def processes():
             return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
         if __name__ == "__main__":
-            for make in (ThreadPoolExecutor, processes):
+            for make in (threads, processes):
                 work(make)  # what is opened once in a program is open by now
                 before = open_files()
                 work(make)
