@@ -1504,7 +1504,8 @@ def answered(desk, *answers):
     return said
 
 
-def test_what_is_large_goes_by_a_line_in_full(desk):
+def test_what_is_large_goes_by_a_line_in_full(desk, monkeypatch):
+    monkeypatch.setattr(line, "_ANSWER_SECONDS", 30)
     names = frozenset(f"event {number}" for number in range(200_000))
 
     def work():
