@@ -202,14 +202,15 @@ def test_what_a_step_has_triggered_outlives_the_owner(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     program = start(PROGRAM, "restart", policy, STORE=place.store)
     query = "SELECT count(*) FROM eventor_task WHERE step = 'second' AND status = 'success'"
-    wait_until((tmp_path / "first").exists)
+    first = tmp_path / "first"
+    wait_until(lambda: first.exists() and first.read_text())
     wait_until(lambda: place.sql(query) == [(1,)])
     program.kill()
     program.wait(30)
     (tmp_path / "released").touch()
     told, errors = start(PROGRAM, "recover", policy, STORE=place.store).communicate(timeout=60)
     assert told == "True; ['go recovery 0', 'more recovery 0']\n", errors
-    assert (tmp_path / "first").read_text() == ran
+    assert first.read_text() == ran
 
 
 def wrong_calls():
