@@ -85,7 +85,7 @@ def test_a_crash_while_it_waits_loses_nothing(start, tmp_path, place):
     soon = f"'{datetime.now(UTC) + timedelta(seconds=1.5):%F %T.%f}'"
     place.sql(f"UPDATE eventor_delay SET due_at = {soon}")
     ((due,),) = place.sql("SELECT due_at FROM eventor_delay")
-    told, _ = start(code, "recover", STORE=place.store).communicate(timeout=30)
+    told, _ = start(code, "recover", STORE=place.store).communicate(timeout=60)
     assert told == "True [('now', 'success', 'skip'), ('then', 'success', None)]\n"
     query = "SELECT ready_at FROM eventor_task WHERE step = 'then'"
     ((ready,),) = place.sql(query)

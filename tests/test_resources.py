@@ -110,7 +110,7 @@ def test_resources_are_free_again_after_a_crash(start, place, tmp_path):
     wait_until((tmp_path / "held").exists)
     owner.kill()
     owner.wait()
-    assert start(code, "continue", STORE=place.store).communicate(timeout=30)[0] == "True\n"
+    assert start(code, "continue", STORE=place.store).communicate(timeout=60)[0] == "True\n"
 
 
 def test_a_higher_priority_starts_first(make):

@@ -183,7 +183,7 @@ def test_after_a_crash_the_attempts_that_were_spent_count(start, place, tmp_path
     wait_until((tmp_path / "ready").exists)
     owner.kill()
     owner.wait()
-    told, _ = start(FLAKY, mode, str(most), STORE=place.store).communicate(timeout=30)
+    told, _ = start(FLAKY, mode, str(most), STORE=place.store).communicate(timeout=60)
     third = [
         (1, "failure", "ValueError: no"),
         (2, "active", None),
