@@ -1464,19 +1464,22 @@ def test_hooks_are_told_the_process_of_a_remote_step(on):
     assert end.pid == ev.result("getpid", 1) == the_task(ev).pid
 
 
-@pytest.fixture
-def warned():
-    """Have what a desk warns of."""
-    return []
-
-
-@pytest.fixture
-def desk(warned):
+@contextlib.contextmanager
+def a_desk(warn):
     """Make a desk for workers of this host, and what waits on it."""
     with selectors.DefaultSelector() as selector:
-        made = line.Desk(owner.process_of(os.getpid()), (), selector, warned.append)
+        made = line.Desk(owner.process_of(os.getpid()), (), selector, warn)
         yield made
         made.close()
+
+
+@pytest.fixture
+def desk():
+    """Make a desk that warns of nothing."""
+    warned = []
+    with a_desk(warned.append) as made:
+        yield made
+    assert warned == []
 
 
 def heard(desk):
@@ -1595,6 +1598,16 @@ def test_both_ends_notice_that_the_host_of_the_other_is_gone(desk):
     opened.close()
 
 
+@pytest.fixture
+def alone(instances):
+    """Call a function where no other thread opens and closes files meanwhile, as Dask's do here."""
+
+    def call(func):
+        instances("processes").submit(func).result(100)
+
+    return call
+
+
 @contextlib.contextmanager
 def no_descriptor_left():
     """Have this process open no file more."""
@@ -1608,8 +1621,10 @@ def no_descriptor_left():
         resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
 
 
-def test_where_no_descriptor_is_left_who_has_connected_stays_and_others_wait(desk, warned):
+def let_in_until_no_descriptor_is_left():
+    warned = []
     with contextlib.ExitStack() as stack:
+        desk = stack.enter_context(a_desk(warned.append))
         first, second, third = (
             stack.enter_context(socket.create_connection((line._HERE, desk.address.port)))
             for _ in range(3)
@@ -1635,30 +1650,39 @@ def test_where_no_descriptor_is_left_who_has_connected_stays_and_others_wait(des
         assert len(third.recv(100)) == 32
 
 
-def test_an_idle_worker_makes_room_for_another_one_and_asks_by_a_new_line(desk):
-    with ThreadPoolExecutor(1) as pool:
-        connected = pool.submit(line.connect, desk.address)
-        wait_until(lambda: heard(desk) or connected.done())
-        opened = connected.result()
-        (caller,) = desk._callers
-        desk.make_room(())
-        assert desk.knows(caller)  # which has not asked yet
-        asked = pool.submit(opened.ask, line.MayBegin(1, 1))
-        answered(desk, None)
-        assert asked.result() is None
-    desk.make_room({caller})
-    assert desk.knows(caller)
-    with socket.create_connection((line._HERE, desk.address.port)) as another:
-        with no_descriptor_left():
-            wait_until(lambda: desk._selector.select(0.1))
-            assert not desk.admit(0)
+def test_where_no_descriptor_is_left_who_has_connected_stays_and_others_wait(alone):
+    alone(let_in_until_no_descriptor_is_left)
+
+
+def make_room_where_no_descriptor_is_left():
+    with a_desk([].append) as desk:
+        with ThreadPoolExecutor(1) as pool:
+            connected = pool.submit(line.connect, desk.address)
+            wait_until(lambda: heard(desk) or connected.done())
+            opened = connected.result()
+            (caller,) = desk._callers
             desk.make_room(())
-            assert not desk.knows(caller)
-            heard(desk)
-        assert len(another.recv(100)) == 32
-    with pytest.raises(line.NotTakenError):
-        opened.ask(line.MayBegin(2, 1))
-    assert opened.is_lost
+            assert desk.knows(caller)  # which has not asked yet
+            asked = pool.submit(opened.ask, line.MayBegin(1, 1))
+            answered(desk, None)
+            assert asked.result() is None
+        desk.make_room({caller})
+        assert desk.knows(caller)
+        with socket.create_connection((line._HERE, desk.address.port)) as another:
+            with no_descriptor_left():
+                wait_until(lambda: desk._selector.select(0.1))
+                assert not desk.admit(0)
+                desk.make_room(())
+                assert not desk.knows(caller)
+                heard(desk)
+            assert len(another.recv(100)) == 32
+        with pytest.raises(line.NotTakenError):
+            opened.ask(line.MayBegin(2, 1))
+        assert opened.is_lost
+
+
+def test_an_idle_worker_makes_room_for_another_one_and_asks_by_a_new_line(alone):
+    alone(make_room_where_no_descriptor_is_left)
 
 
 def test_a_step_begins_in_a_worker_whose_line_has_made_room_for_another(by_hand):
