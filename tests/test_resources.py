@@ -8,19 +8,6 @@ from tests.conftest import statuses, wait_until
 RESOURCES = {"gpu": 2, "licence": 1}
 
 
-@pytest.fixture
-def meet(tmp_path):
-    """Return a function that tells how many are in it at the same time at most."""
-
-    def run(name, together):
-        (tmp_path / name).touch()
-        wait_until(lambda: len(list(tmp_path.glob("here *"))) >= together)
-        (tmp_path / f"met {name}").touch()
-        return sorted(path.name for path in tmp_path.glob("here *"))
-
-    return run
-
-
 def order(ev):
     return [task.step for task in sorted(ev.tasks(), key=lambda task: task.started_at)]
 
