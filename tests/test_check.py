@@ -252,6 +252,7 @@ def without_cause(case):
     return {e for e, expr in enumerate(case.exprs) if expr is None and e not in given}
 
 
+@pytest.mark.no_cover
 @pytest.mark.once
 @settings(max_examples=150, deadline=None)
 @given(cases() | branches())
@@ -273,6 +274,7 @@ def test_what_is_said_to_be_impossible_never_comes_whatever_is_triggered_and_fai
         assert not never or not all(ends)
 
 
+@pytest.mark.no_cover
 @pytest.mark.once
 @settings(max_examples=60, deadline=None)
 @given(cases(), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))

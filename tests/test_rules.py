@@ -263,6 +263,7 @@ def play(case, flow, plan):
         changes += plan.advance(arrivals, now)
 
 
+@pytest.mark.no_cover
 @pytest.mark.once
 @settings(max_examples=200, deadline=None)
 @given(cases())
@@ -341,6 +342,7 @@ def check_delays(flow, changes):
             assert cause.detail in (None, "after 0.5 s", "after 3 s")
 
 
+@pytest.mark.no_cover
 @pytest.mark.once
 @settings(max_examples=200, deadline=None)
 @given(cases())

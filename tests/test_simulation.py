@@ -886,6 +886,7 @@ def test_whatever_hits_the_owner_nothing_is_lost_and_nothing_done_twice(world, r
     check_what_came(world)
 
 
+@pytest.mark.no_cover
 @pytest.mark.stores("sqlite")
 @pytest.mark.once
 @pytest.mark.timeout(600)
@@ -894,6 +895,7 @@ def test_what_may_hit_the_owner_hits_it_somewhere(world):
     check_what_came(world)
 
 
+@pytest.mark.no_cover
 @pytest.mark.stores("postgresql")
 @pytest.mark.once
 @pytest.mark.timeout(600)
