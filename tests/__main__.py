@@ -15,37 +15,57 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
-GROUPS = 10
-WEIGHTS = {
-    "simulation": 6,
-    "postgresql": 5,
-    "docs": 5,
-    "executors": 3,
-    "cli": 4,
-    "timeouts": 4,
-    "examples": 3,
-    "kills": 3,
-    "draw": 3,
-    "workers": 2,
-    "steps": 2,
-    "package": 2,
+GROUPS = 8
+SECONDS = {
+    "executors": 250,
+    "cli": 160,
+    "postgresql": 100,
+    "output": 70,
+    "docs": 65,
+    "timeouts": 60,
+    "draw": 55,
+    "retries": 55,
+    "simulation": 55,
+    "recovery": 50,
+    "steps": 50,
+    "workers": 50,
+    "progress": 45,
+    "signals": 45,
+    "inside": 40,
+    "examples": 35,
+    "rules": 35,
+    "attach": 30,
+    "continue": 30,
+    "hooks": 30,
+    "check": 25,
+    "data": 25,
+    "keeper": 25,
+    "kills": 25,
+    "package": 25,
+    "faults": 20,
+    "interface": 20,
+    "logging": 20,
+    "owner": 20,
+    "why": 20,
 }
-"""Of modules that take longer than by their size."""
+"""How long modules take, about and next to each other; those that are not named take OTHERS."""
+
+OTHERS = 8
 
 NO_TESTS = 5
 """With what pytest ends if its arguments leave none of a group."""
 
 
 def groups():
-    """Return the modules in groups of about the same size, the largest module first."""
+    """Return the modules in groups that take about as long as each other, the longest first."""
     found = [(0, []) for _ in range(GROUPS)]
     modules = {
-        path: path.stat().st_size * WEIGHTS.get(path.stem.removeprefix("test_"), 1)
+        path: SECONDS.get(path.stem.removeprefix("test_"), OTHERS)
         for path in (ROOT / "tests").glob("test_*.py")
     }
     for path in sorted(modules, key=lambda path: (-modules[path], path)):
-        size, group = found.pop(0)
-        found = sorted([*found, (size + modules[path], [*group, path])], key=lambda one: one[0])
+        seconds, group = found.pop(0)
+        found = sorted([*found, (seconds + modules[path], [*group, path])], key=lambda one: one[0])
     return [group for _, group in reversed(found)]
 
 
