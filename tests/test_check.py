@@ -254,7 +254,7 @@ def without_cause(case):
 
 @pytest.mark.no_cover
 @pytest.mark.once
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases() | branches())
 def test_what_is_said_to_be_impossible_never_comes_whatever_is_triggered_and_fails(case):
     flow = build(case)
@@ -276,7 +276,7 @@ def test_what_is_said_to_be_impossible_never_comes_whatever_is_triggered_and_fai
 
 @pytest.mark.no_cover
 @pytest.mark.once
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))
 def test_a_result_is_missed_if_no_path_leads_from_its_step_to_its_user(case, pairs):
     used = {}

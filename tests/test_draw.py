@@ -307,7 +307,7 @@ def test_a_hostile_name_is_a_name_in_every_notation():
 NAMES = st.text(min_size=1, max_size=60).map(clean).filter(lambda name: name.strip())
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(st.lists(NAMES, min_size=20, max_size=40, unique=True))
 def test_any_names_are_names_in_every_notation(names):
     check_names(names)

@@ -143,7 +143,7 @@ PARTS = [b"a", b"\0", b"\xff", *(char.encode() for char in "ü\u20ac\U0001f600\u
 PARTS += [b"\x80", b"\xe2\x82", b"\xf0\x9f", b"\xf0\x9f\x98"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from(PARTS), st.integers(1, 20)), max_size=12), st.integers(8, 40)
 )

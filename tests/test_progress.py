@@ -260,7 +260,7 @@ def odd_texts():
     return st.text(st.sampled_from("aä漢\x1b\n\r\t\u0301é👍 "), min_size=1, max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(

@@ -398,7 +398,7 @@ def hostile_page(text):
 HARMLESS = hostile_page("x")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.one_of(
         st.text(min_size=1),

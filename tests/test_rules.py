@@ -265,7 +265,7 @@ def play(case, flow, plan):
 
 @pytest.mark.no_cover
 @pytest.mark.once
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_what_is_raised_and_run_equals_the_naive_model(case):
     flow = build(case)
@@ -344,7 +344,7 @@ def check_delays(flow, changes):
 
 @pytest.mark.no_cover
 @pytest.mark.once
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_an_unhandled_failure_lets_nothing_start_after_it(case):
     flow = build(case)
@@ -444,7 +444,7 @@ NEEDS = st.fixed_dictionaries(
 
 
 @pytest.mark.once
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(-1, 1), NEEDS) | st.none() | st.integers(0, 9), max_size=60))
 def test_who_is_next_equals_the_naive_rule(moves):
     """A move pushes something, pops, or lets one of those end that were popped."""

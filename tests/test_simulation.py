@@ -839,7 +839,6 @@ def simulate(world, flows, live_through):
 
     @settings(
         max_examples=flows,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
